@@ -91,9 +91,7 @@ def score(stage: Score, execution: Execution) -> None:
     if on_cluster(execution):
         score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(batch_scoring.score_part)
         with for_gpu(execution):
-            parts: list[Any] = [
-                score_part.submit(name, scoring, part) for part in range(count_parts(stage.files, stage.evaluation.perturbations))
-            ]
+            parts: list[Any] = [score_part.submit(name, scoring, part) for part in range(count_parts(stage.files))]
         wait_for(parts, lambda: f"score {name}, {count_done(parts)} of {len(parts)} parts")
     task = step(name="score detector", task_run_name="score {name}", retries=1, timeout_seconds=12 * HOUR)(score_detector)
     scored: ScoredDetector = task(name, scoring)

@@ -14,14 +14,14 @@ from changepair.tasks.sampling.settings import PREFERRED
 from changepair.tasks.scoring.scores import Group
 
 
-def with_perturbed(groups: Sequence[Group], perturbations: Sequence[str], most: int) -> list[Group]:
-    """Add a group of perturbed queries for each group. Nothing is added without perturbations.
+def with_perturbed(groups: Sequence[Group], perturbations: Sequence[str], most: int) -> list[tuple[Group, ...]]:
+    """Return each group, followed by its group of perturbed queries if there are perturbations.
 
     most: largest number of pictures of a group. A group whose queries are all anomalous gets a group without episodes.
     """
     if not perturbations:
-        return list(groups)
-    return [*groups, *(_perturbed(group, len(groups) + group.number, tuple(perturbations), most) for group in groups)]
+        return [(group,) for group in groups]
+    return [(group, _perturbed(group, len(groups) + group.number, tuple(perturbations), most)) for group in groups]
 
 
 def first_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:

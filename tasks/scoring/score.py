@@ -78,22 +78,20 @@ def score(
     episodes = dict(enumerate(read_episodes(files.episodes)))
     pictures = {row.image: row for row in read_pictures(files.targets)}
     masked = {image for image, row in pictures.items() if row.mask is not None}
-    groups = {
-        contender.name: with_perturbed(groups_of(contender, episodes, masked), perturbations, most_perturbed) for contender in contenders
-    }
+    groups = {one.name: with_perturbed(groups_of(one, episodes, masked), perturbations, most_perturbed) for one in contenders}
     parts = list(zip(*groups.values(), strict=True))
     for number, part in enumerate(parts):
         if only not in (None, number):
             continue
-        _score_group(
-            [(contender, group) for contender, group in zip(contenders, part, strict=True) if group.episodes],
+        _score_part(
+            [(one, group) for one, own in zip(contenders, part, strict=True) for group in own if group.episodes],
             pictures,
             batch_size,
             device,
             lambda share, before=number: report((before + share) / len(parts)),  # type: ignore[misc]
         )
     report(1.0)
-    scored = {name: [group for group in own if group.episodes] for name, own in groups.items()}
+    scored = {name: [group for part in own for group in part if group.episodes] for name, own in groups.items()}
     return {one.name: one.work.finish(scored[one.name], one.name, folders[one.name]) for one in contenders if one.name in folders}
 
 
@@ -111,38 +109,53 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
     return groups
 
 
-def count_parts(files: TargetFiles, perturbations: Sequence[str] = ()) -> int:
-    """Return the number of parts of the work. All episodes of a category, with the same queries, are one part. Its perturbed queries are
-    another one."""
-    return len(same_queries(dict(enumerate(read_episodes(files.episodes))))) * (2 if perturbations else 1)
+def count_parts(files: TargetFiles) -> int:
+    """Return the number of parts of the work. All episodes of a category, with the same queries, are one part."""
+    return len(same_queries(dict(enumerate(read_episodes(files.episodes)))))
 
 
 @torch.inference_mode()
-def _score_group(
+def _score_part(
     contenders: Sequence[tuple[Contender, Group]],
     pictures: Mapping[str, PictureRow],
     batch_size: int,
     device: torch.device,
     report: Callable[[float], None],
 ) -> None:
-    """Score the remaining queries batch by batch. Each query is read once, and cut by the grid of each episode.
+    """Score the remaining queries of one category: the unchanged ones, then the perturbed ones. Their prompts are encoded once.
 
     pictures: rows of the manifests, by picture.
     """
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
+    sizes = {image: (row.height, row.width) for image, row in pictures.items()}
+    cuts = _cuts(contenders, {contender.name for contender, _group in waiting}, sizes, batch_size, device)
+    kinds = list(dict.fromkeys(group.perturbations for _contender, group in waiting))
+    for number, perturbations in enumerate(kinds):
+        _score_queries(
+            [(contender, group) for contender, group in waiting if group.perturbations == perturbations],
+            cuts,
+            pictures,
+            batch_size,
+            device,
+            lambda share, before=number: report((before + share) / len(kinds)),  # type: ignore[misc]
+        )
+
+
+def _score_queries(
+    waiting: Sequence[tuple[Contender, Group]],
+    cuts: Sequence[Cut],
+    pictures: Mapping[str, PictureRow],
+    batch_size: int,
+    device: torch.device,
+    report: Callable[[float], None],
+) -> None:
+    """Score the remaining queries of groups batch by batch. Each query is read once, and cut by the grid of each episode."""
     resolution, resize = waiting[0][0].resolution, waiting[0][0].resize
     some, names = next(iter(waiting[0][1].episodes.values())), waiting[0][1].perturbations
-    sizes = {image: (row.height, row.width) for image, row in pictures.items()}
     first = min(contender.work.done(group) for contender, group in waiting)
     last = max(group.queries for _contender, group in waiting)
-    cuts = []
-    for grid, by_name in _by_grid(waiting, sizes).items():
-        detectors = {contender.name: contender.detector for contender, _group in waiting if contender.name in by_name}
-        prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
-        pools = pools_of(detectors, list(prompted.values()), grid, resolution, resize, batch_size, device)
-        cuts.append(Cut(grid, by_name, pools))
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     where = f"score {some.target}/{some.category}{', perturbed' if names else ''}"
     title = f"{where} {'+'.join(contender.name for contender, _group in waiting)}"
@@ -150,7 +163,7 @@ def _score_group(
         stop = min(start + step, last)
         # A detector may have fewer queries. A killed run with another batch size may have scored a part of the batch.
         todo = [(one, group) for one, group in waiting if one.work.done(group) < min(stop, group.queries)]
-        needed = [cut for cut in cuts if any(contender.name in cut.episodes for contender, _group in todo)]
+        needed = [cut for cut in cuts if any(cut.episodes(contender.name, group) for contender, group in todo)]
         images = some.queries[start:stop]
         changes = (
             [partial(perturbed, name=names[query % len(names)], key=pictures[image].sha256) for query, image in enumerate(images, start)]
@@ -168,20 +181,42 @@ class Cut:
     """Episodes whose pictures are cut by the same grid."""
 
     grid: Grid
-    episodes: Mapping[str, Mapping[int, Episode]]
-    """Episodes by detector, and by row in the episodes' table."""
+    numbers: Mapping[str, set[int]]
+    """Rows of the episodes in the episodes' table, by detector."""
     pools: Sequence[Pool]
     """Encoded prompts, one pool for each tile."""
 
+    def episodes(self, detector: str, group: Group) -> dict[int, Episode]:
+        """Return a detector's episodes of a group that are cut by this grid."""
+        numbers = self.numbers.get(detector, set())
+        return {number: episode for number, episode in group.episodes.items() if number in numbers}
 
-def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tuple[int, int]]) -> dict[Grid, dict[str, dict[int, Episode]]]:
-    """Group each detector's episodes by their grid. sizes: height and width of the prompts, in pixels."""
+
+def _cuts(
+    contenders: Sequence[tuple[Contender, Group]],
+    waiting: set[str],
+    sizes: Mapping[str, tuple[int, int]],
+    batch_size: int,
+    device: torch.device,
+) -> list[Cut]:
+    """Encode the prompts of all groups, grid by grid. waiting: detectors that need them. sizes: height and width of the prompts in pixels.
+
+    The prompts are those of all groups even if some are scored already, so that a resumed run encodes the same batches.
+    """
     grids: dict[Grid, dict[str, dict[int, Episode]]] = {}
-    for contender, group in waiting:
+    for contender, group in contenders:
         for number, episode in group.episodes.items():
             grid = grid_of(contender.tiles, [sizes[image] for image in episode.prompts])
-            grids.setdefault(grid, {}).setdefault(contender.name, {})[number] = episode
-    return grids
+            grids.setdefault(grid, {}).setdefault(contender.name, {}).setdefault(number, episode)
+    resolution, resize = contenders[0][0].resolution, contenders[0][0].resize
+    cuts = []
+    for grid, by_name in grids.items():
+        detectors = {one.name: one.detector for one, _group in contenders if one.name in waiting and one.name in by_name}
+        if detectors:
+            prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
+            pools = pools_of(detectors, list(prompted.values()), grid, resolution, resize, batch_size, device)
+            cuts.append(Cut(grid, {name: set(episodes) for name, episodes in by_name.items()}, pools))
+    return cuts
 
 
 def _score_batch(
@@ -204,7 +239,7 @@ def _score_batch(
     for cut in cuts:
         for place, features in enumerate(encoded(waiting[0][0].detector.encoder, tiles[cut.grid], batch_size)):
             for contender, group, part, results in todo:
-                detector, pool, episodes = contender.detector, cut.pools[place], cut.episodes.get(contender.name, {})
+                detector, pool, episodes = contender.detector, cut.pools[place], cut.episodes(contender.name, group)
                 chosen, memory = [stage[part] for stage in features], pool.memory.get(contender.name, [])
                 for number, scores, maps in compare(detector, memory, chosen, episodes, pool, start + part.start):
                     _refuse_nan(contender.name, images[part], scores, maps)

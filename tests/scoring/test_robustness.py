@@ -19,6 +19,7 @@ from conftest import SMALL, make_places, save, write_pipelines
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from changepair.flows.metrics import declare as declare_metrics
 from changepair.flows.metrics import write_metrics
@@ -31,9 +32,11 @@ from changepair.flows.settings.reader import parse
 from changepair.tasks.common import stopping
 from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.common.tiles import Grid
+from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.detectors.registry import kind_of
 from changepair.tasks.detectors.residual.settings import PatchResidualSettings
 from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.encoder import Features
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.models import Named
@@ -183,15 +186,15 @@ def test_a_killed_run_resumes_and_parts_can_be_scored_apart(
     checks: list[str] = []
 
     def killed(where: str) -> None:
-        checks.append(where)
+        checks.extend([where] if "perturbed" in where else [])
         if len(checks) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         real(where)
 
     real = stopping.check
     monkeypatch.setattr(stopping, "check", killed)
-    parts = count_parts(files, NAMES)
-    assert parts == 2 * count_parts(files) == 6
+    parts = count_parts(files)
+    assert parts == 3
     with pytest.raises(Stopped, match=r"score parts/\w+, perturbed, \d of 9 queries scored"):
         for part in reversed(range(parts)):
             score([contender(model, tmp_path / "work")], files, {}, device=CPU, batch_size=4, only=part, **HOW)
@@ -200,6 +203,24 @@ def test_a_killed_run_resumes_and_parts_can_be_scored_apart(
     assert read_perturbed(found) == read_perturbed(wanted)
     assert (found / SCORES_NAME).read_bytes() == (wanted / SCORES_NAME).read_bytes()
     assert not (tmp_path / "work" / "patch-residual").exists()
+
+
+def test_perturbed_queries_are_compared_with_prompts_that_are_encoded_already(
+    model: Named, data: tuple[EpisodeFiles, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, _shown = data
+    counts: list[int] = []
+
+    def counted(own: Detector, pictures: Tensor, features: Features | None = None) -> Features:
+        counts.append(len(pictures))
+        return real(own, pictures, features)
+
+    real = Detector.memorise
+    monkeypatch.setattr(Detector, "memorise", counted)
+    scores_of(model, files, tmp_path / "without", perturbations=())
+    without, counts[:] = list(counts), []
+    scores_of(model, files, tmp_path / "with")
+    assert counts == without and counts
 
 
 HOW: dict[str, Any] = {"perturbations": NAMES, "most_perturbed": 3}
