@@ -20,8 +20,8 @@ from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows per side of a prompt, for `spread`
 SURFACE, OBJECT = 0.18, 0.28
-"""Coefficients of variation of the patch lengths (standard deviation divided by mean). Up to SURFACE a prompt is a surface, from OBJECT it is
-an object. On the development datasets, surfaces have 0.10 to 0.20, and labels and parts 0.27 to 0.40."""
+"""Coefficients of variation of the patch lengths (standard deviation divided by mean). Up to SURFACE a prompt is a surface, from OBJECT it
+is an object. On the development datasets, surfaces have 0.10 to 0.20, and labels and parts 0.27 to 0.40."""
 ALIKE = 0.5  # h of two pictures of one surface; about √2 / 3 if the nine windows are independent
 OTHER = 1.0  # h from which the whole-picture statistic raises the image score by its full share
 
@@ -31,10 +31,10 @@ class RobustResidual(PatchDetector):
 
     Residual: let q be a query patch, and p the patch of one prompt, in any version, with the highest cosine to q. The patch residual is
     r = ½(1 − cos). The relative distance is d = ‖q − p‖² / m, where m is the mean of ‖p‖² over the prompt's patches in all versions. The
-    robust residual is r^(1 − w/2) · d^(w/2). Of several prompts, the one with the lowest residual counts. The weight w depends on the
-    prompt (`shows_object`). On a surface, w is 0 and the residual is r. For an object on a plain ground, w is 1 and the residual is
-    √(r · d), which also compares the length of features. A cosine ignores the length, so it gives faint grain of the ground as much weight
-    as the structure of the object. `magnitude=False` replaces w by 0 in this formula.
+    robust residual is r^(1 − w/2) · d^(w/2). The lowest residual of all prompts counts. The weight w depends on the prompt
+    (`shows_object`). If the prompt shows a surface, w is 0 and the residual is r. If it shows an object on a plain ground, w is 1 and the
+    residual is √(r · d), which also compares the length of features. A cosine ignores the length, so it gives faint grain of the ground as
+    much weight as the structure of the object. `magnitude=False` replaces w by 0 in this formula.
 
     Map: the mean of the residuals over stages. With several scales, the map of the first one has weight 1. The mean map of the others has
     weight 1 − w, with the mean w of the prompts. A coarse scale shows the structure of a surface, but blurs details of an object. Anomaly
