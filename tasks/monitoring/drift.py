@@ -30,7 +30,7 @@ class Drift:
     evidence: float
     """Largest capital so far, at least 1. Without drift, it ever reaches x with a probability of at most 1/x."""
     chance: float
-    """α: upper limit of the probability that drift is ever reported if there is none."""
+    """α: upper limit of the probability that a line without drift is ever reported."""
     since: int | None
     """Number of tested scores at the report. None without a report."""
 

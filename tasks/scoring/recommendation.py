@@ -1,8 +1,8 @@
 """Recommend a detector, prompts and thresholds for a pipeline's model.
 
 Detector: `choices` lists the best detector and those that are not significantly worse, on the pictures that all detectors scored. The best
-one is recommended. If it flags too many normal pictures under a mild perturbation, the first robust one replaces it. If there is none, the
-best one is recommended with a warning.
+one is recommended. If it flags too many normal pictures under a mild perturbation, the first robust one replaces it. If none of them is
+robust, the best one is recommended with a warning.
 
 Prompts: each target has one number of shots, because targets may differ in protocols and shots. It is the lowest number whose metric is
 within NEAR of the best. Each category has the prompts of the first seed.
@@ -104,7 +104,7 @@ class Recommendation:
     def warning(self, target: str | None = None) -> str:
         """Describe the mild perturbations under which the detector flags too many normal pictures.
 
-        With `target`, describe all of them on this target; otherwise only the worst one. Return "" if there are none.
+        With `target`, describe all of them on this target; otherwise only the worst one. Return "" without any.
         """
         fragile = sorted((row for row in self.robustness if row.fragile and target in (None, row.target)), key=lambda row: -row.flagged)
         if not fragile:
@@ -248,7 +248,7 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
 
 
 def less_robust(new: Recommendation, current: Recommendation) -> str:
-    """Describe the worst mild perturbation under which the new detector is fragile and the current one is not. Return "" if there is none.
+    """Describe the worst mild perturbation under which the new detector is fragile and the current one is not. Return "" without one.
 
     A perturbation counts only if both detectors were measured under it on the same target.
     """
