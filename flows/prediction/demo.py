@@ -63,7 +63,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Serve the page until stopped.
+    """Serve the page until the process is stopped.
 
     Raises BadInput if the model cannot be loaded, if --memory is too small for it, or if the address cannot be used.
     """
@@ -123,7 +123,11 @@ class Page:
         self.memory = Memory(total, bytes_of([predictor]) + self.costs.activations)
 
     def prompt(self, given: list[Any] | None, session: Session | None = None) -> tuple[Session, str]:
-        """Use a visitor's normal pictures as prompts. Keep a session that has them already, with its threshold."""
+        """Use a visitor's normal pictures as prompts. Return the session and a note on the prompts.
+
+        A session that already has these prompts is kept, with its threshold. Unreadable pictures are skipped. Raises gradio.Error if no
+        picture can be read, if there are more than MOST_PROMPTS, or if they do not fit in memory.
+        """
         paths = self._paths(given, MOST_PROMPTS, "normal pictures")
         if session is not None and paths and session.files == _hashes(paths):
             return session, _ready(session.predictor)
@@ -143,9 +147,10 @@ class Page:
         return own, _with_refused(_ready(prompted), refused)
 
     def example(self, example: Example, files: tuple[str, str], strength: float) -> tuple[Any, ...]:
-        """Prompt with an example, set a threshold from normal pictures of its texture, and check its picture.
+        """Use the normal picture of an example as the prompt, set a threshold, and check the other picture of the example.
 
-        Returns the normal pictures, the pictures to check, the session, the note on the prompts, and the results of `check`.
+        files: paths of both pictures. Returns the normal pictures, the pictures to check, the session, the note on the prompts, and the
+        other results of `check`.
         """
         from changepair.flows.prediction.examples import RATE
 
@@ -161,7 +166,11 @@ class Page:
         return list(files[:1]), list(files[1:]), session, _ready(session.predictor), f"{verdict}\n\n{result}", shown, drawn
 
     def check(self, session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any], str]:
-        """Score a visitor's pictures. Returns the session, the verdict, the overlays with captions, and the histogram."""
+        """Score a visitor's pictures. Return the session, the verdict, the overlays with captions, and the histogram.
+
+        strength: opacity of the maps, from 0 to 1. Pictures that are too large or unreadable are skipped. Raises gradio.Error if there are
+        more than MOST_QUERIES, or no prompts.
+        """
         paths = self._paths(given, MOST_QUERIES, "pictures to check")
         refused: list[str] = []
         with show_errors(self.gradio), self.memory.turn:
@@ -176,14 +185,18 @@ class Page:
         return own, _with_refused(verdict, refused), self.show(own, strength), _histogram(own)
 
     def show(self, session: Session | None, strength: float) -> list[Any]:
-        """Draw the last results. strength: opacity of the maps, from 0 to 1."""
+        """Draw the last results: the overlays with captions. strength: opacity of the maps, from 0 to 1."""
         from changepair.tasks.prediction.outputs import blended
 
         shown = session.shown if session else ()
         return [(small(blended(one.drawn, one.picture, strength)), one.caption) for one in shown]
 
     def batch(self, session: Session | None, given: list[str] | None, progress: Callable[[float], Any]) -> tuple[str, str | None]:
-        """Score the pictures of a folder, and return the results as an archive."""
+        """Score the pictures of a folder. Return a summary and the path of a ZIP file with scores, maps and overlays.
+
+        Hidden files and files without the extension of a picture are ignored. Raises gradio.Error if no pictures remain, if there are more
+        than MOST_BATCH, or if there are no prompts.
+        """
         files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS and not is_hidden(Path(path).name)]
         if not files:
             raise self.gradio.Error(f"the folder contains no pictures ({', '.join(ENDINGS)})", duration=None, print_exception=False)

@@ -1,9 +1,10 @@
-"""Detect drift: a change of the scores of passing pictures since the threshold was set.
+"""Detect drift: a change in the image scores of pictures that pass, after the threshold was set.
 
-The test is a conformal test martingale (Vovk, "Testing randomness online", Statistical Science 2021, sections 2 and 4). Each score gets a
-p-value, its rank among all earlier scores. Without a change, p-values are independent and uniform for any distribution of scores. A bettor
-stakes a capital of 1 on p-values near 0 or near 1. Without a change, the capital ever reaches 1/α with a probability of at most α (Ville's
-inequality). So α bounds the probability of a false report over the whole run of the line, not at one look.
+The test is a conformal test martingale (Vovk, "Testing randomness online", Statistical Science 2021, sections 2 and 4). The p-value of a
+score is the share of higher scores among all scores so far, with ties broken at random. The scores that set the threshold come first.
+Without drift, p-values are independent and uniform on [0, 1], for any distribution of the scores. The test bets a capital of 1: half of it
+on p-values near 0 (scores rise), half on p-values near 1 (scores fall). It reports drift when the capital reaches 1/α. Without drift, the
+probability that this ever happens is at most α (Ville's inequality), however many pictures are scored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.prediction.calibration import Threshold
 
-POWERS = np.linspace(0.04, 1.0, 25)  # ε of the stakes ε·p^(ε−1), each with mean 1. Their mean is Vovk's simple mixture, on a grid.
+POWERS = np.linspace(0.04, 1.0, 25)
+"""Values of ε in the betting functions ε·p^(ε−1), which have mean 1. The mean capital over these values approximates Vovk's simple
+mixture."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class Drift:
     """The result of the test."""
 
     evidence: float
-    """Largest capital so far, 1 at the start. Without a change, it exceeds x with a probability of at most 1/x."""
+    """Largest capital so far, at least 1. Without drift, it ever reaches x with a probability of at most 1/x."""
     chance: float
-    """α: probability that a line without a change is ever reported."""
+    """α: upper limit of the probability that a line without drift is ever reported."""
     since: int | None
-    """Number of scores at the report. None without a report."""
+    """Number of tested scores at the report. None without a report."""
 
     @property
     def found(self) -> bool:
@@ -37,10 +40,11 @@ class Drift:
 
 
 def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) -> Drift:
-    """Test scores, in order of arrival, against the scores that set the threshold.
+    """Test new image scores, in order of arrival, against the normal scores that set the threshold.
 
-    Only scores below the threshold count, on both sides. The score that set the threshold is left out. Given this score, the lower scores
-    are distributed like those of new pictures that pass.
+    `chance` is α, between 0 and 1. The limit is the highest normal score that does not exceed the threshold. Only scores below this limit
+    are tested, and only normal scores below it are compared with them. So the scores of flagged pictures do not change the result. Given
+    the limit, both kinds of scores have the same distribution if nothing has changed.
 
     >>> from changepair.tasks.prediction.calibration import calibrated
     >>> random = np.random.default_rng(0)

@@ -1,10 +1,13 @@
 """Recommend a detector, prompts and thresholds for a pipeline's model.
 
-`choices` ranks the detectors, on the pictures that all detectors scored. The first one is recommended. If it flags many normal pictures
-under a mild perturbation, one that does not and is not significantly worse is recommended instead. Each target has its own number of
-prompts, because targets may differ in protocols and shots. It is the lowest number with a metric within NEAR of the best on that target.
-Each category has the prompts of the first seed's episode. The normal test pictures of the same episode set the threshold, so prompts,
-scores and threshold match.
+Detector: `choices` lists the best detector and those that are not significantly worse, on the pictures that all detectors scored. The best
+one is recommended. If it flags too many normal pictures under a mild perturbation, the first robust one replaces it. If none of them is
+robust, the best one is recommended with a warning.
+
+Prompts: each target has one number of shots, because targets may differ in protocols and shots. It is the lowest number whose metric is
+within NEAR of the best. Each category has the prompts of the first seed.
+
+Threshold: the normal test pictures of each category set it, from their scores with these prompts.
 
 The recommendation is stored in data/evaluation/<pipeline>/decision.json. The current model keeps a copy.
 """
@@ -61,9 +64,9 @@ class Use:
     """Metric of the target at these shots, a fraction. None if it is undefined."""
     prompts: tuple[Prompt, ...]
     threshold: Threshold | None
-    """Threshold from the normal test pictures of the episode. Its rate is RATE, or the lowest rate that they can promise."""
+    """Threshold from the normal test pictures of the episode. Its rate is RATE, or the lowest that these pictures can promise."""
     intensity: Intensity
-    """Ranges that the target's pictures of more than 8 bits were scaled by."""
+    """Ranges by which pictures of more than 8 bits were scaled."""
     anomalous: int
     """Number of anomalous test pictures in the episode."""
     found: int
@@ -92,14 +95,17 @@ class Recommendation:
     uses: tuple[Use, ...]
     """Uses in the order of the targets and their categories."""
     robustness: tuple[RobustnessRow, ...] = ()
-    """The detector's robustness with these prompts, over all categories of each target. Empty without perturbations."""
+    """Robustness of the detector with these prompts, over all categories of each target. Empty without perturbations."""
 
     def __str__(self) -> str:
         warning = self.warning()
         return f"{self.choice if self.choice is not None else self.detector}{'; ' * bool(warning)}{warning}"
 
     def warning(self, target: str | None = None) -> str:
-        """Describe the mild perturbations that the detector does not withstand, on one target, or the worst one of all. "" if it does."""
+        """Describe the mild perturbations under which the detector flags too many normal pictures.
+
+        With `target`, describe all of them on this target; otherwise only the worst one. Return "" without any.
+        """
         fragile = sorted((row for row in self.robustness if row.fragile and target in (None, row.target)), key=lambda row: -row.flagged)
         if not fragile:
             return ""
@@ -176,9 +182,11 @@ def recommend(
 ) -> Recommendation:
     """Recommend a detector, and prompts and a threshold for each category.
 
-    draws: metrics of each detector. shared: metrics on the pictures that all detectors scored; they select the detector. scored: scores on
-    `episodes`, by detector. trained: detectors that were trained. intensities: ranges of each target with more than 8 bits. robustness: of
-    each detector. Raises BadInput if the file of a prompt is missing.
+    The detector is empty if several were scored and none has the metric. Raises BadInput if the file of a prompt is missing.
+
+    draws: metrics of each detector, which select the number of shots. shared: metrics on the pictures that all detectors scored, which
+    select the detector. scored: scores on `episodes`, by detector. trained: names of trained detectors. intensities: ranges of targets with
+    pictures of more than 8 bits. robustness: rows of all detectors.
     """
     targets = dict.fromkeys(episode.target for episode in episodes)
 
@@ -240,9 +248,9 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
 
 
 def less_robust(new: Recommendation, current: Recommendation) -> str:
-    """Describe the worst mild perturbation that the new detector does not withstand and the current one does. "" if there is none.
+    """Describe the worst mild perturbation under which the new detector is fragile and the current one is not. Return "" without one.
 
-    Perturbations that the current one was not measured under on the same target are left out.
+    A perturbation counts only if both detectors were measured under it on the same target.
     """
     before = {(row.target, row.perturbation): row for row in current.robustness}
     lost = [row for row in new.robustness if row.fragile and (old := before.get((row.target, row.perturbation))) and not old.fragile]
@@ -257,7 +265,10 @@ def less_robust(new: Recommendation, current: Recommendation) -> str:
 
 
 def found_of(uses: Sequence[Use]) -> tuple[int, int, float, float] | None:
-    """Count the anomalous pictures that uses with a threshold find. Return found, total and the 95 % interval of the share."""
+    """Count the anomalous pictures above their thresholds. Return found, total, and both ends of the 95 % interval of the share.
+
+    Uses without a threshold are left out. Returns None if no anomalous picture remains.
+    """
     known = [use for use in uses if use.threshold is not None]
     found, anomalous = sum(use.found for use in known), sum(use.anomalous for use in known)
     return (found, anomalous, *binomial_interval(found, anomalous)) if anomalous else None
@@ -271,7 +282,7 @@ def _hash_of(image: str) -> str:
 
 
 def write_recommendation(file: Path, recommendation: Recommendation) -> None:
-    """Write decision.json. Equal recommendations give equal bytes. Fields on robustness are left out if they are empty."""
+    """Write decision.json. Equal recommendations give equal bytes. The fields `robustness` and `instead_of` are left out if empty."""
     written = asdict(recommendation)
     for section, name in ((written, "robustness"), (written["choice"], "instead_of")):
         if section is not None and not section[name]:

@@ -1,8 +1,8 @@
-"""Score the queries of a pipeline, episode by episode.
+"""Score the queries of a pipeline with its detectors.
 
-A picture is encoded once for all seeds and shots. Detectors with the same encoder share this work if they are scored together. Pictures are
-cut as in `Predictor`: the detector's setting and the episode's prompts determine the grid. Each tile is compared with the same tile of the
-prompts. The score of the picture is the highest score of its tiles.
+Pictures are cut into tiles as in `Predictor`. The detector's setting and the episode's prompts determine the grid. Each tile is compared
+with the same tile of the prompts. The image score is the highest score of the tiles. A query is encoded once for all seeds and shots with
+the same grid. Detectors that are scored together have the same encoder, and share this work.
 """
 
 from __future__ import annotations

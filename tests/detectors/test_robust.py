@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from changepair.tasks.detectors.appearance import BLUR, NOISE, blurred, compressed, versions_of
-from changepair.tasks.detectors.residual.positions import REGISTERED, registration
+from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, registration
 from changepair.tasks.detectors.residual.settings import RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.sampling.episodes import Episode
@@ -32,29 +32,45 @@ def pictures(count: int) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
+def test_defaults_are_those_chosen_on_the_development_datasets() -> None:
+    chosen = RobustResidualSettings(
+        patch=8,
+        versions=True,
+        magnitude=True,
+        whole=1.0,
+        positions="off",
+        radius=0.08,
+        top_share=0.01,
+        background=0.7,
+        rotations=1,
+        mirrored=False,
+    )
+    assert RobustResidualSettings() == chosen
+
+
 @pytest.mark.parametrize(
-    "options",
+    "settings",
     [
-        {},
-        {"versions": False, "patch": 16},
-        {"magnitude": False, "whole": 0.5},
-        {"whole": 0.0, "top_share": 0.0, "background": 0.0},
-        {"positions": "on", "radius": 0.2},
-        {"positions": "on", "radius": 0.0, "mirrored": True, "versions": False},
+        RobustResidualSettings(),
+        RobustResidualSettings(versions=False, patch=16),
+        RobustResidualSettings(magnitude=False, whole=0.5),
+        RobustResidualSettings(whole=0.0, top_share=0.0, background=0.0),
+        RobustResidualSettings(positions="on", radius=0.2),
+        RobustResidualSettings(positions="on", radius=0.0, mirrored=True, versions=False),
     ],
 )
-def test_scores_equal_a_slow_formula(options: dict[str, Any]) -> None:
-    detector = create_detector(RobustResidualSettings(resolution=SIDE, **options))
+def test_scores_equal_a_slow_formula(settings: RobustResidualSettings) -> None:
+    detector = create_detector(replace(settings, resolution=SIDE))
     queries, prompts = pictures(5)[2:], pictures(2)
     with torch.inference_mode():
         scores, maps = detector.score(queries, prompts)
         coarse = detector.conclude(features := detector.encoder(queries), detector.relate(features, detector.memorise(prompts)))[1]
-        views = [prompts, *(versions_of(prompts) if options.get("versions", True) else ())]
-        views += [prompts.flip(-1)] if options.get("mirrored") else []
+        views = [prompts, *(versions_of(prompts) if settings.versions else ())]
+        views += [prompts.flip(-1)] if settings.mirrored else []
         known = [last_three_of_each_scale(detector.encoder(view)) for view in views]
         asked = last_three_of_each_scale(detector.encoder(queries))
     for place in range(len(queries)):
-        expected, highest = slow_score([stage[place] for stage in asked], known, options)
+        expected, highest = slow_score([stage[place] for stage in asked], known, settings)
         assert float(scores[place]) == pytest.approx(expected, rel=2e-4)
         assert float(coarse[place].max()) == pytest.approx(highest, rel=2e-4)
     assert maps.shape == (3, SIDE, SIDE) and float(maps.min()) >= 0 and float(maps.max()) <= 1
@@ -64,14 +80,14 @@ def last_three_of_each_scale(maps: list[Tensor]) -> list[Array]:
     return [map_.double().numpy() for start in range(0, len(maps), 5) for map_ in maps[start + 2 : start + 5]]
 
 
-def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, Any]) -> tuple[float, float]:
+def slow_score(query: list[Array], known: list[list[Array]], settings: RobustResidualSettings) -> tuple[float, float]:
     """Return the score of one query and the maximum of its map, by loops over stages, prompts, patches and versions.
 
     `query` is (C, h, w) a stage, `known` [version][stage] (K, C, h, w).
     """
     tops, changes = [], []
     sides = [stage.shape[-1] for stage in query]
-    grids = [min(side, SIDE // int(options.get("patch", 8))) for side in sides]
+    grids = [min(side, SIDE // settings.patch) for side in sides]
     variation: dict[int, float] = {}
     for prompt in range(len(known[0][0])):
         lengths = [
@@ -81,7 +97,7 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
         variation[prompt] = float(np.mean([each.std(ddof=1) / each.mean() for each in lengths]))
     for number, stage in enumerate(query):
         patches = pooled(stage, grids[number])
-        reach = max(1, round(options["radius"] * grids[number])) if options.get("positions") == "on" else grids[number]
+        reach = max(1, round(settings.radius * grids[number])) if settings.positions == "on" else grids[number]
         residual = np.full((grids[number], grids[number]), np.inf)
         change = np.inf
         for prompt in range(len(known[0][number])):
@@ -98,7 +114,7 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
                             cosines[place] = -np.inf
                     best = int(np.argmax(cosines))
                     value = (1 - cosines[best]) / 2
-                    if options.get("magnitude", True):
+                    if settings.magnitude:
                         weight = is_object(variation[prompt])
                         value = value ** (1 - weight / 2) * (np.sum((q - offered[best]) ** 2) / power) ** (weight / 2)
                     residual[y, x] = min(residual[y, x], value)
@@ -110,15 +126,16 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
     large = [
         torch.nn.functional.interpolate(torch.from_numpy(top)[None, None], (grid, grid), mode="bilinear")[0, 0].numpy() for top in tops
     ]
-    count = max(1, int(options.get("top_share", 0.01) * grid * grid))
+    count = max(1, int(settings.top_share * grid * grid))
     mean = np.mean(large[:3], axis=0)
     if len(large) > 3:
         surface = 1 - np.mean([is_object(each) for each in variation.values()])
         mean = (mean + surface * np.mean(large[3:], axis=0)) / (1 + surface)
     ordered = np.sort(mean.ravel())
-    score = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
-    score *= 1 + options.get("whole", 1.0) * min(max(2 * float(np.mean(changes)) - 1, 0), 1)
-    highest = max(0.0, float(ordered[-1]) - options.get("background", 0.7) * float(ordered[(grid * grid - 1) // 2]))
+    median = float(ordered[(grid * grid - 1) // 2])  # the lower one
+    score = float(ordered[-count:].mean()) - settings.background * median
+    score *= 1 + settings.whole * min(max(2 * float(np.mean(changes)) - 1, 0), 1)
+    highest = max(0.0, float(ordered[-1]) - settings.background * median)
     return score / (1 + score), highest
 
 
@@ -222,8 +239,9 @@ def shuffled(count: int) -> Tensor:
     return torch.stack([one.roll((24 * place, 40 * place), dims=(-2, -1)) for place, one in enumerate(registered(count))])
 
 
-def scores_of(queries: Tensor, prompts: Tensor, **options: Any) -> Tensor:
-    detector = create_detector(RobustResidualSettings(resolution=SIDE, versions=False, whole=0.0, background=0.0, **options))
+def scores_of(queries: Tensor, prompts: Tensor, positions: Positions = "off", radius: float = 0.08) -> Tensor:
+    settings = RobustResidualSettings(resolution=SIDE, versions=False, whole=0.0, background=0.0, positions=positions, radius=radius)
+    detector = create_detector(settings)
     with torch.inference_mode():
         return detector.score(queries, prompts)[0]
 
@@ -258,16 +276,15 @@ def test_positions_count_only_if_the_prompts_are_registered() -> None:
     assert found[0] > REGISTERED + 0.2 and found[1] < REGISTERED - 0.2
     query = pictures(3)[2:]
     for prompts, same in ((registered(3), "on"), (shuffled(3), "off"), (registered(1), "off")):
-        chosen = {positions: scores_of(query, prompts, positions=positions) for positions in ("off", "auto", "on")}
+        chosen = {"off": scores_of(query, prompts), "auto": scores_of(query, prompts, "auto"), "on": scores_of(query, prompts, "on")}
         assert torch.equal(chosen["auto"], chosen[same]) and bool(chosen["on"] > chosen["off"])
 
 
 def test_a_patch_outside_of_the_window_does_not_match() -> None:
     prompts = registered(2)
     moved = prompts[:1].roll(32, dims=-1)
-    off, near, wide = (
-        float(scores_of(moved, prompts, **options)) for options in ({}, {"positions": "on"}, {"positions": "on", "radius": 1.0})
-    )
+    off, near = float(scores_of(moved, prompts)), float(scores_of(moved, prompts, "on"))
+    wide = float(scores_of(moved, prompts, "on", radius=1.0))
     assert wide == pytest.approx(off, rel=1e-5) and near > 1.5 * off
 
 

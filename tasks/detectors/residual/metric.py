@@ -1,4 +1,4 @@
-"""The patch residual in a learnt metric. It weights the channels and stages that show a change above those that show an appearance shift.
+"""The patch residual in a learned metric. It weights the channels and stages that show a change above those that show an appearance shift.
 
 Patches are compared as in the patch residual (Jeong et al., CVPR 2023, section 4.3; Damm et al., WACV 2025, section 3.2). Before that, each
 is shifted and scaled channel by channel (Xing et al., "Distance metric learning", NIPS 2002, with a diagonal matrix). The metric has few
@@ -25,7 +25,7 @@ STEEP = 100.0  # initial steepness: a hundredth of a residual is a nat of the ra
 class MetricResidual(PatchResidual):
     """PatchResidual between patches (u·√C − offset)·scale, where u is the encoder's patch at unit length and C its number of channels.
 
-    Stages are averaged with learnt weights. All scales of the encoder share the metric.
+    Stages are averaged with learned weights. All scales of the encoder share the metric.
     """
 
     def __init__(self, encoder: Encoder, **options: Any) -> None:

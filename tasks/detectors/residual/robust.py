@@ -1,9 +1,6 @@
-"""The robust residual compares patches with several appearance versions of the prompts. It needs no training.
+"""Compare patches of a query with several appearance versions of the prompts. The detector needs no training.
 
-It extends the patch residual (Jeong et al., CVPR 2023, section 4.3). Each prompt is also stored as other cameras would show it. The
-residual also compares the length of features, which a cosine ignores, if the prompt is an object on a plain ground. It compares at a
-coarser scale too if the prompt is a surface. A whole-picture statistic finds changes that cover the picture. Matching can be restricted to
-positions. Each part has a setting.
+It extends the patch residual (Jeong et al., "WinCLIP", CVPR 2023, section 4.3). `RobustResidual` describes the extensions.
 """
 
 from __future__ import annotations
@@ -21,30 +18,36 @@ from changepair.tasks.detectors.patches import PatchDetector, image_scores, medi
 from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
-WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
+WINDOWS = 3  # windows per side of a prompt, for `spread`
 SURFACE, OBJECT = 0.18, 0.28
-"""Variation of patch lengths, standard deviation divided by mean, up to which they are ignored and from which they count fully. On the
-development datasets surfaces have 0.10 to 0.20, and labels and parts 0.27 to 0.40."""
-ALIKE = 0.5  # whole-picture statistic of two pictures of one surface: with nine independent windows it is about √2 / 3
-OTHER = 1.0  # statistic from which the pictures differ as a whole, and the image score is raised fully
+"""Coefficients of variation of the patch lengths (standard deviation divided by mean). Up to SURFACE a prompt is a surface, from OBJECT it
+is an object. On the development datasets, surfaces have 0.10 to 0.20, and labels and parts 0.27 to 0.40."""
+ALIKE = 0.5  # h of two pictures of one surface; about √2 / 3 if the nine windows are independent
+OTHER = 1.0  # h from which the whole-picture statistic raises the image score by its full share
 
 
 class RobustResidual(PatchDetector):
-    """Residual of each query patch to the nearest patch of all versions of the prompts.
+    """Compare each query patch with the nearest patch of the prompts and their appearance versions.
 
-    The residual of a stage is r^(1 − w/2) · (‖q − p‖² / m)^(w/2) with r = ½(1 − cos), where p is the nearest prompt patch by cosine and m
-    the mean of ‖p‖² over the prompt. The weight w of the magnitude is 0 if the lengths of the prompt's patches hardly vary, as on a
-    surface, and 1 if they vary much, as between an object and its ground.
+    Residual: let q be a query patch, and p the patch of one prompt, in any version, with the highest cosine to q. The patch residual is
+    r = ½(1 − cos). The relative distance is d = ‖q − p‖² / m, where m is the mean of ‖p‖² over the prompt's patches in all versions. The
+    robust residual is r^(1 − w/2) · d^(w/2). The lowest residual of all prompts counts. The weight w depends on the prompt
+    (`shows_object`). If the prompt shows a surface, w is 0 and the residual is r. If it shows an object on a plain ground, w is 1 and the
+    residual is √(r · d), which also compares the length of features. A cosine ignores the length, so it gives faint grain of the ground as
+    much weight as the structure of the object. `magnitude=False` replaces w by 0 in this formula.
 
-    The map is the mean over stages. If the encoder works at several scales, the map is the mean of the first scale's, with weight 1, and
-    of the others', with weight 1 − w. A coarse scale shows what is wrong with the structure of a surface, but blurs details of an object.
-    Anomaly maps are this map minus `background` times its median, at least 0.
+    Map: the mean of the residuals over stages. With several scales, the map of the first one has weight 1. The mean map of the others has
+    weight 1 − w, with the mean w of the prompts. A coarse scale shows the structure of a surface, but blurs details of an object. Anomaly
+    maps are this map minus `background` times its median, clipped to [0, 1].
 
-    The image score is x / (1 + x), where x = (a − background · b) · (1 + whole · g), a is the mean of the map's highest patches, and b its
-    median. g is 0 up to the whole-picture statistic h = ½ and rises to 1 at h = 1. It is bounded because the statistic cannot distinguish a
-    defect from a normal variant that the prompts do not show, and does not measure how severe a change is. h compares mean and standard
-    deviation of each channel with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one
-    surface have h ≈ ½.
+    Whole-picture statistic h: it measures changes that no single patch shows, such as another colour or focus. Each channel of a stage has
+    a mean and a standard deviation over all positions (`statistics`). h is the root mean square of their differences between the query and
+    the most similar version of the prompts. Each difference is divided by the standard deviation of the same value over 3 × 3 windows of
+    this version (`spread`). h is averaged over the stages of the first scale. Two pictures of one surface have h ≈ ½.
+
+    Image score: x / (1 + x) with x = (a − background · b) · (1 + whole · g). Here a is the mean of the highest values of the map, and b its
+    median. `top_share` is the share of values in this mean. g is 0 up to h = ½, rises linearly, and is 1 from h = 1. It has an upper bound
+    because h is also high for normal pictures that no prompt resembles. Nor does h measure how severe a defect is.
     """
 
     def __init__(
@@ -63,9 +66,10 @@ class RobustResidual(PatchDetector):
     ) -> None:
         """Set the options of the residual.
 
-        `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the whole-picture statistic raises
-        an image score at most; 0 turns it off. `positions` sets when a patch is compared only with prompt patches within `radius`, a share
-        of the picture's side. `options` are those of PatchDetector.
+        `patch` is the stride in pixels that finer stages are averaged to. `versions` sets whether appearance versions of the prompts are
+        stored. `magnitude`, `whole`, `top_share` and `background` are explained above. `whole=0` turns the whole-picture statistic off.
+        `positions` sets when a patch is compared only with prompt patches within `radius`, a share of the picture's side. `options` are
+        those of PatchDetector.
         """
         super().__init__(encoder, top_share=top_share, background=background, **options)
         self.versions, self.magnitude, self.whole = versions, magnitude, whole
@@ -85,19 +89,19 @@ class RobustResidual(PatchDetector):
         yield from other_views(prompts, self.rotations, self.mirrored)
 
     def remember(self, prompts: Features) -> Features:
-        """Return for each chosen stage the patches at unit length and, as the last channel, their length: (K, C+1, h, w).
+        """Return the patches of each stage at unit length, with their length as the last channel: (K, C+1, h, w).
 
-        With `whole`, the statistics of each stage and their spread over windows follow, (K, 1, 1, 4C).
+        With `whole`, a tensor (K, 1, 1, 4C) follows for each stage of the first scale: its `statistics`, then their `spread`.
         """
         chosen = self._chosen(prompts)
         patches = [torch.cat([F.normalize(stage, dim=1), stage.norm(dim=1, keepdim=True)], dim=1) for stage in self._pooled(chosen)]
         return [*patches, *(torch.cat([statistics(stage), spread(stage)], dim=1)[:, None, None] for stage in self._wide(chosen))]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Return for each stage and prompt every query patch's residual, (B, K, h, w).
+        """Return the residual of each query patch to each prompt, (B, K, h, w) for each stage.
 
-        With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1). The last item has the same shape. It is the
-        result of `shows_object` for each prompt.
+        With `whole`, the whole-picture statistic of each stage of the first scale follows, (B, K, 1, 1). The last tensor, (B, K, 1, 1), is
+        the result of `shows_object`.
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
         objects = shows_object(banks[: self.each]).expand(queries[0].shape[0], -1)
@@ -108,7 +112,7 @@ class RobustResidual(PatchDetector):
         return [*residuals, *(changes(stage, known) for stage, known in wide), objects[..., None, None]]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""
+        """Return image scores (B,) in [0, 1), and anomaly maps (B, h, w) in [0, 1] on the grid of the finest stage."""
         closest, objects = [part.amin(dim=1) for part in relation[:-1]], relation[-1].mean(dim=1)
         stages, changed = closest[: len(self.stages)], closest[len(self.stages) :]
         finest = max(tuple(stage.shape[-2:]) for stage in stages)
@@ -127,14 +131,14 @@ class RobustResidual(PatchDetector):
         return [features[stage - 1] for stage in self.stages]
 
     def _wide(self, stages: Features) -> Features:
-        """Return the stages for the whole-picture statistic: of the first scale, if windows have at least two positions a side."""
+        """Return the stages for the whole-picture statistic: those of the first scale whose windows have at least 2 × 2 positions."""
         return [stage for stage in stages[: self.each] if self.whole and min(stage.shape[-2:]) >= 2 * WINDOWS]
 
     def _pooled(self, stages: Features) -> Features:
         return [F.avg_pool2d(stage, pool) if pool > 1 else stage for stage, pool in zip(stages, self.pools, strict=True)]
 
     def _near(self, banks: Features, queries: Features) -> Tensor | None:
-        """Return whether patches are compared only with prompt patches nearby, (1,) or (B,), or None if that holds for no query."""
+        """Return whether the patches of each query are compared only with nearby ones, (1,) or (B,). None if this holds for no query."""
         if self.positions == "off":
             return None
         bank, height = max(((bank, query.shape[-2]) for bank, query in zip(banks, queries, strict=True)), key=lambda pair: pair[1])
@@ -146,7 +150,7 @@ class RobustResidual(PatchDetector):
     def _residuals(self, query: Tensor, bank: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
         """Return the residual of each patch of queries (B, C, h, w) to each prompt: (B, K, h, w).
 
-        `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), `weight` (B, K), and `near` (1,) or (B,) or None.
+        `bank` is (K, C+1, h, w) or (B, K, C+1, h, w). `weight` is w, (B, K). `near` is the result of `_near`.
         """
         units = F.normalize(query, dim=1)
         if near is None and not exporting() and not bool(weight.any()):  # which patch is nearest does not matter
@@ -167,9 +171,10 @@ class RobustResidual(PatchDetector):
 
 
 def shows_object(banks: Features) -> Tensor:
-    """Return how much each prompt is an object on a ground, from 0 for a surface to 1: (K,) or (B, K).
+    """Return the weight w of each prompt, from 0 for a surface to 1 for an object on a plain ground: (K,) or (B, K).
 
-    `banks` are patches whose last channel is their length, (K, C+1, h, w) or (B, K, C+1, h, w).
+    w rises linearly from SURFACE to OBJECT with the coefficient of variation of the patch lengths, averaged over stages. `banks` are the
+    patches of each stage with their length as the last channel, (K, C+1, h, w) or (B, K, C+1, h, w).
     """
     lengths = [bank[..., -1, :, :].flatten(-2) for bank in banks]
     variation = torch.stack([each.std(dim=-1) / each.mean(dim=-1) for each in lengths]).mean(dim=0)
@@ -213,7 +218,7 @@ def statistics(maps: Tensor) -> Tensor:
 
 
 def spread(maps: Tensor) -> Tensor:
-    """Return the standard deviation of `statistics` over nine windows of maps (B, C, h, w): (B, 2C)."""
+    """Return the standard deviation of `statistics` over 3 × 3 windows of maps (B, C, h, w), plus 1 % of its mean: (B, 2C)."""
     sides = [size // WINDOWS for size in maps.shape[-2:]]
     tops, lefts = (
         [place * (size - side) // (WINDOWS - 1) for place in range(WINDOWS)] for size, side in zip(maps.shape[2:], sides, strict=True)
@@ -224,9 +229,9 @@ def spread(maps: Tensor) -> Tensor:
 
 
 def changes(queries: Tensor, known: Tensor) -> Tensor:
-    """Compare the statistics of queries (B, C, h, w) with those of each prompt's versions, (K, 1, V, 4C) or (B, K, 1, V, 4C).
+    """Return the whole-picture statistic h of queries (B, C, h, w) against each prompt: (B, K, 1, 1).
 
-    Return the root mean square of the differences in units of the spread, for the most similar version: (B, K, 1, 1).
+    `known` holds the `statistics` and the `spread` of the V versions of each prompt, (K, 1, V, 4C) or (B, K, 1, V, 4C).
     """
     own = statistics(queries)[:, None, None, None]  # (B, 1, 1, 1, 2C)
     theirs, unit = known.chunk(2, dim=-1)

@@ -58,14 +58,14 @@ class RobustResidualSettings(DetectorSettings):
     """Side in pixels of the patches that are compared. Finer feature maps are averaged to it. `16` compares about 10 times as fast, with
     coarser anomaly maps, and finds fewer small defects."""
     versions: bool = True
-    """Whether each prompt is also stored as JPEG of quality 50 and noisy, both shifted too, and blurred, darker and brighter. A change of
+    """Whether 11 appearance versions of each prompt are also stored: compressed, noisy, shifted, blurred, darker or brighter. A change of
     the camera then causes fewer false alarms. A kit becomes 12 times as large, and a comparison takes 12 times as long."""
     magnitude: bool = True
     """Whether the residual also compares the length of features if that varies much within the prompt. It helps with objects on a plain
     ground, and has no effect on surfaces."""
     whole: Annotated[float, Between(0, 10)] = 1.0
-    """Share by which the image score rises at most if the picture differs from the prompts as a whole, for example in colour or weave. `0`
-    turns this off."""
+    """Largest share by which the image score rises if the picture differs from the prompts as a whole, for example in colour or weave. It
+    applies before the score is mapped to [0, 1]. `0` turns it off."""
     positions: Literal["off", "auto", "on"] = "off"
     """Which prompt patches a patch is compared with. `off` takes all. `on` takes only those near its own position. `auto` does so if two or
     more prompts show that pictures are registered, and otherwise takes all. Use it for parts that always lie at the same place."""
@@ -85,7 +85,7 @@ class RobustResidualSettings(DetectorSettings):
 
 @dataclass(frozen=True)
 class MetricResidualSettings(PatchResidualSettings):
-    """Settings of the patch residual in a metric that is learnt from change pairs."""
+    """Settings of the patch residual in a metric that is learned from change pairs."""
 
     model: Annotated[str, FileName()] | None = None
     """Trained model to use: a model folder, its URL, or `packaged` for the one in this package. `null` trains one."""
