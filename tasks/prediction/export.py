@@ -122,6 +122,8 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
     if detector.not_exported is not None:
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {detector.not_exported}")
     memory = [part.to(CPU) for part in predictor.prompted.memory]
+    if detector.joint and not memory:
+        raise BadInput(f"{predictor.model.name} with these settings cannot have prompts as an input; give --prompt, or export a kit")
     module = Exported(detector, memory, predictor.prompted.category, looks.resolution if any_size else None).eval()
     tried = _examples(predictor, any_size)
     with torch.no_grad():
