@@ -144,7 +144,9 @@ def test_the_visitors_of_the_demo_take_no_more_memory_than_it_has(bomb: bytes, t
             with pytest.raises(Exception, match=r"normal pictures: needs \d+ GB of memory, more than the 0\.\d+ GB that the page has"):
                 client.predict(tray(*[pictures[SIDE]] * 16), api_name="/prompt")
             assert "1 normal picture loaded" in client.predict(tray(pictures[64]), api_name="/prompt")
-            said, shown = client.predict(tray(pictures[64], pictures[SIDE], pictures[5000], pictures[5000]), 1.0, api_name="/check")
+            said, shown, _histogram = client.predict(
+                tray(pictures[64], pictures[SIDE], pictures[5000], pictures[5000]), 1.0, api_name="/check"
+            )
             assert len(shown) == 3 and f"Skipped: {SIDE}.png: needs" in said
         assert memory(process, "VmHWM") - before < 1_200_000_000
         within(30, lambda: memory(process, "VmRSS") - before < 400_000_000)
