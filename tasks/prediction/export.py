@@ -116,11 +116,8 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
     differ, or if packages are missing.
     """
     looks, grid = predictor.model.looks, predictor.prompted.grid
-    if any_size and looks.encoder.resize != "squash":
-        raise BadInput(f"pictures of any size need resize: squash, not {looks.encoder.resize}; export for the detector's resolution")
+    _check(predictor, any_size)
     detector = predictor.detector.to(CPU)
-    if detector.not_exported is not None:
-        raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {detector.not_exported}")
     memory = [part.to(CPU) for part in predictor.prompted.memory]
     module = Exported(detector, memory, predictor.prompted.category, looks.resolution if any_size else None).eval()
     tried = _examples(predictor, any_size)
@@ -169,6 +166,17 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
     write_text(folder / READER_NAME, Path(decoding.__file__).read_text(encoding="utf-8"))
     write_text(folder / ABOUT_NAME, text + "\n")
     return about
+
+
+def _check(predictor: Predictor, any_size: bool) -> None:
+    """Raise BadInput if the detector cannot be exported in this form."""
+    detector, name, resize = predictor.detector, predictor.model.name, predictor.model.looks.encoder.resize
+    if any_size and resize != "squash":
+        raise BadInput(f"pictures of any size need resize: squash, not {resize}; export for the detector's resolution")
+    if detector.not_exported is not None:
+        raise BadInput(f"{name} with these settings cannot be exported: {detector.not_exported}")
+    if detector.joint and not predictor.prompted.memory:
+        raise BadInput(f"{name} with these settings cannot have prompts as an input; give --prompt, or export a kit")
 
 
 def _examples(predictor: Predictor, any_size: bool) -> list[dict[str, Tensor]]:

@@ -140,11 +140,13 @@ def test_the_visitors_of_the_demo_take_no_more_memory_than_it_has(bomb: bytes, t
     with demo(tmp_path, "--memory", "1200") as (url, process):
         before = memory(process, "VmRSS")
         for _visitor in range(8):
-            client = Client(url, verbose=False)
+            client = Client(url, download_files=False, verbose=False)
             with pytest.raises(Exception, match=r"normal pictures: needs \d+ GB of memory, more than the 0\.\d+ GB that the page has"):
                 client.predict(tray(*[pictures[SIDE]] * 16), api_name="/prompt")
             assert "1 normal picture loaded" in client.predict(tray(pictures[64]), api_name="/prompt")
-            said, shown = client.predict(tray(pictures[64], pictures[SIDE], pictures[5000], pictures[5000]), 1.0, api_name="/check")
+            said, shown, _histogram = client.predict(
+                tray(pictures[64], pictures[SIDE], pictures[5000], pictures[5000]), 1.0, api_name="/check"
+            )
             assert len(shown) == 3 and f"Skipped: {SIDE}.png: needs" in said
         assert memory(process, "VmHWM") - before < 1_200_000_000
         within(30, lambda: memory(process, "VmRSS") - before < 400_000_000)
@@ -163,7 +165,7 @@ def test_the_visitors_of_the_review_page_hold_no_pictures(tmp_path: Path) -> Non
     assert [one.verdict for one in record.rows()] == ["anomalous"]
     with review_page(project) as (url, page):
         before = memory(page.pid, "VmRSS")
-        clients = [Client(url, verbose=False) for _visitor in range(16)]
+        clients = [Client(url, download_files=False, verbose=False) for _visitor in range(16)]
         for client in clients:
             assert "large.png" in client.predict("flagged", api_name="/begin")[3]
         assert memory(page.pid, "VmHWM") - before < 650_000_000

@@ -137,7 +137,7 @@ def test_a_picture_that_is_gone_from_the_line_is_still_reviewed_if_it_was_flagge
         file.rename(tmp_path / file.name)
     verdicts = Verdicts(project / "data/watch/small/verdicts")
     with review_page(project) as (url, process):
-        client = Client(url, verbose=False)
+        client = Client(url, download_files=False, verbose=False)
         assert "**3** flagged" in client.predict("flagged", api_name="/begin")[0]
         with pytest.raises(Exception, match="is not a valid defect name"):
             client.predict("../../x", api_name="/anomalous")
@@ -158,7 +158,7 @@ def test_a_picture_that_is_gone_from_the_line_is_still_reviewed_if_it_was_flagge
 def test_a_picture_that_was_removed_after_it_was_shown_gets_no_label(project: Path, tmp_path: Path) -> None:
     verdicts = Verdicts(project / "data/watch/small/verdicts")
     with review_page(project) as (url, _process):
-        client = Client(url, verbose=False)
+        client = Client(url, download_files=False, verbose=False)
         name = str(client.predict("passed", api_name="/begin")[3]).split(":")[0]
         (project / "line" / name).rename(tmp_path / name)
         said = client.predict("hole", api_name="/anomalous")

@@ -88,7 +88,7 @@ def review(team: Team) -> dict[str, int]:
     """Says on the page of every picture what is true of it; gives how many were said to be what."""
     said = dict[str, int]()
     with review_page(team.project) as (url, _process):
-        client = Client(url, verbose=False)
+        client = Client(url, download_files=False, verbose=False)
         for kind in ("flagged", "passed"):
             shown = client.predict(kind, api_name="/begin")
             while "threshold" in shown[3]:

@@ -342,4 +342,4 @@ def test_no_request_passes_the_queue_or_fills_memory_before_it(page: tuple[str, 
     assert httpx.post(f"{api}/upload", files={"files": ("a.png", bytes(MOST_BODY + 1))}).status_code == 200
     picture = {"image": {"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}}, "caption": None}
     with pytest.raises(Exception, match="the page does not read URLs; upload the file"):
-        Client(url, verbose=False).predict([picture], api_name="/prompt")
+        Client(url, download_files=False, verbose=False).predict([picture], api_name="/prompt")

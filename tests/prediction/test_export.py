@@ -16,7 +16,7 @@ import pytest
 import skimage.data
 import torch
 from conftest import ROOT, make_clip
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tensors import squared
@@ -25,6 +25,7 @@ from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.detectors.residual.positions import REGISTERED, registration
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings, RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
@@ -90,6 +91,37 @@ def test_an_export_of_any_detector_gives_its_scores_and_maps_of_any_number(kind:
     for count in (1, 6):
         scores, found = outputs(session, seen(QUERIES[:count], 64))
         assert scores == pytest.approx(expected[:count], abs=1e-4) and np.abs(found - maps[:count]).max() <= 1e-4
+
+
+def label(right: int, down: int, lot: str = "LOT 42") -> np.ndarray:
+    """A printed label, moved by some pixels."""
+    picture = Image.new("L", (64, 64), 220)
+    drawing = ImageDraw.Draw(picture)
+    for line, text in enumerate((lot, "A-17 X", "00913")):
+        drawing.text((6 + right, 6 + 18 * line + down), text, fill=20)
+    drawing.rectangle((48 + right, 8 + down, 58 + right, 56 + down), fill=70)
+    return np.asarray(picture)
+
+
+def test_an_export_with_registered_prompts_compares_patches_near_their_own_position(tmp_path: Path) -> None:
+    prompts, queries = [label(0, 0), label(1, 0), label(-1, 1)], [label(1, 1), label(0, 0, "TOL 24"), label(12, 0), BRICK[:64, :64]]
+    encoder = EncoderSettings("timm", "resnet10t", "model")  # at random, and exported in half the time
+
+    def positions(how: Any) -> Predictor:
+        return small(RobustResidualSettings(encoder, resolution=64, versions=False, positions=how)).prompt(prompts)
+
+    own = positions("auto")
+    bank = own.prompted.memory[0][0]
+    assert float(registration(bank[:, :-1], 0.08)) > REGISTERED
+    expected, off, on = own(queries).scores, positions("off")(queries).scores, positions("on")(queries).scores
+    assert np.array_equal(expected, on) and (expected > off + 1e-3).any()
+    with torch.inference_mode():
+        maps = own.detector.score(torch.from_numpy(seen(queries, 64)), [part[0] for part in own.prompted.memory])[1].numpy()
+    export(own, tmp_path, "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for count in (1, 4):
+        scores, found = outputs(session, seen(queries[:count], 64))
+        assert np.abs(scores - expected[:count]).max() <= 1e-5 and np.abs(found - maps[:count]).max() <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +216,7 @@ def test_a_file_for_torch_needs_nothing_of_this_project(tmp_path: Path) -> None:
     [
         (lambda: small(SubspaceSettings(resolution=64)), {}, "no eigenvalue decomposition"),
         (lambda: small(PatchResidualSettings(resolution=64, foreground=1.0)), {}, "which the foreground needs"),
+        (lambda: small(RobustResidualSettings(resolution=64, positions="auto")), {}, "cannot have prompts as an input; give --prompt"),
         (
             lambda: small(PatchResidualSettings(EncoderSettings(resize="crop"), resolution=64)),
             {"any_size": True},

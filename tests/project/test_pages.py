@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +108,7 @@ class Terminal:
         for one in (self.work, self.state, home / ".prefect"):
             one.mkdir(parents=True)
         if server:
-            shutil.copyfile(new_database(), home / ".prefect/prefect.db")
+            (home / ".prefect/prefect.db").write_bytes(new_database())
         (self.work / "changepair").symlink_to(ROOT)
         (self.work / "docs").symlink_to(ROOT / "docs")
         self.environment = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -34,15 +32,14 @@ def free_port() -> int:
 
 
 @cache
-def new_database() -> Path:
+def new_database() -> bytes:
     """A database with its tables laid out, which takes half of a first start; once a session."""
-    home = Path(tempfile.mkdtemp(prefix="changepair-prefect-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
-    variables = {**os.environ, "PREFECT_HOME": str(home)}
-    variables.pop("PREFECT_API_URL", None)
-    subprocess.run(command, check=True, capture_output=True, env=variables, cwd=ROOT)
-    return home / "prefect.db"
+    with tempfile.TemporaryDirectory(prefix="changepair-prefect-") as home:
+        variables = {**os.environ, "PREFECT_HOME": home}
+        variables.pop("PREFECT_API_URL", None)
+        subprocess.run(command, check=True, capture_output=True, env=variables, cwd=ROOT)
+        return (Path(home) / "prefect.db").read_bytes()
 
 
 @contextmanager
@@ -54,7 +51,7 @@ def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator
     command = [sys.executable, "-m", "changepair.flows.cli", "ui", "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "prefect.db").exists() and not any("DATABASE" in name for name in environment):
-        shutil.copyfile(new_database(), home / "prefect.db")
+        (home / "prefect.db").write_bytes(new_database())
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
