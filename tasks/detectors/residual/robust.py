@@ -85,7 +85,7 @@ class RobustResidual(PatchDetector):
         yield from other_views(prompts, self.rotations, self.mirrored)
 
     def of_tile(self, memory: Features, seams: Sequence[float]) -> Features:
-        """Append the seams for each prompt, (K, 4)."""
+        """Append the seams for each prompt, (K, 4). Image scores leave them out, because content that moved into a tile is no defect."""
         return [*memory, memory[0].new_tensor(seams).expand(len(memory[0]), -1)] if any(seams) else memory
 
     def remember(self, prompts: Features) -> Features:
@@ -111,7 +111,7 @@ class RobustResidual(PatchDetector):
         wide = self._wide(chosen)
         known, seams = memory[len(banks) : len(banks) + len(wide)], memory[len(banks) + len(wide) :]
         statistic = [changes(stage, one) for stage, one in zip(wide, known, strict=True)]
-        return [*residuals, *statistic, *(one.expand(len(objects), -1, -1) for one in seams), objects[..., None, None]]
+        return [*residuals, *statistic, *(one.expand(objects.shape[0], -1, -1) for one in seams), objects[..., None, None]]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""
