@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.bounds import Bound
+from changepair.tasks.common.pictures import Resize
 
 LARGE = 2048  # longer side in pixels up to which `auto` leaves a picture whole
 SIDE = 1024  # largest side, in pixels, of a tile that `auto` chooses, without the overlap
@@ -114,6 +115,26 @@ def _spans(side: int, count: int) -> list[tuple[int, int]]:
     margin = OVERLAP * side / count if count > 1 else 0.0
     edges = [side * place / count for place in range(count + 1)]
     return [(max(0, math.floor(start - margin)), min(side, math.ceil(end + margin))) for start, end in pairwise(edges)]
+
+
+def seams(place: int, grid: Grid, resize: Resize) -> tuple[float, float, float, float]:
+    """Return the width of the seams at a tile's top, left, bottom and right, as shares of its height or width.
+
+    A seam is the outer half of an overlap. The neighbour shows the same pixels farther from its own side. It is 0 where the picture ends,
+    and with `resize: crop`, because a detector then sees only the middle of a tile. `place` is the index of the tile, row by row.
+
+    >>> seams(1, Grid(1, 2), "squash"), round(seams(1, Grid(1, 3), "squash")[1], 6)
+    ((0.0, 0.05555555555555555, 0.0, 0.0), 0.05)
+    """
+    row, column = divmod(place, grid.columns)
+    (top, bottom), (left, right) = (_seams(number, count) for number, count in zip((row, column), grid, strict=True))
+    return (0.0, 0.0, 0.0, 0.0) if resize == "crop" else (top, left, bottom, right)
+
+
+def _seams(number: int, count: int) -> tuple[float, float]:
+    inside = number > 0, number < count - 1
+    low, high = (OVERLAP / 2 / (1 + OVERLAP * sum(inside)) * one for one in inside)
+    return low, high
 
 
 def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:

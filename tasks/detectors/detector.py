@@ -55,6 +55,14 @@ class Detector(nn.Module):
         views += [self.remember(self.encoder(view)) for view in other_views(prompts, self.rotations, self.mirrored)]
         return [self.joined(parts) for parts in zip(*views, strict=True)]
 
+    def of_tile(self, memory: Features, seams: Sequence[float]) -> Features:
+        """Add to the memory of prompts what scoring needs to know about their tile. By default, this is nothing.
+
+        `seams` are the widths of the strips at the tile's top, left, bottom and right that a neighbouring tile shows too, as shares of its
+        side.
+        """
+        return memory
+
     def joined(self, views: Sequence[Tensor]) -> Tensor:
         """Join what is stored of the views of each prompt, each (K, ..., h, w). By default, more views are more patches."""
         return torch.cat([*views], dim=-2)

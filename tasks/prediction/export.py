@@ -61,7 +61,8 @@ class About:
     grid: tuple[int, int] | None
     """Rows and columns of tiles that every picture is cut into. The picture's score is the highest score of its tiles. None if prompts
     are an input and determine the grid. A prompt with more than 2,048 pixels on its longer side then needs ceil(height / 1024) rows and
-    ceil(width / 1024) columns. Pictures have the largest grid of all prompts. Each tile is compared with the same tile of the prompts."""
+    ceil(width / 1024) columns. Pictures have the largest grid of all prompts. Each tile is compared with the same tile of the prompts. The
+    file then scores tiles up to their edges, where the robust residual of a Predictor leaves out the seams."""
     overlap: float
     """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
     reader: str

@@ -28,7 +28,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tensors import joined_maps, squared_tile, uncropped
-from changepair.tasks.common.tiles import Box, Grid, boxes, grid_of
+from changepair.tasks.common.tiles import Box, Grid, boxes, grid_of, seams
 from changepair.tasks.detectors.detector import ANY_CATEGORY
 from changepair.tasks.encoders.encoder import Features
 from changepair.tasks.prediction.calibration import Threshold, calibrated, check_count
@@ -168,7 +168,8 @@ class Predictor:
         for place in range(chosen.tiles) if given else ():
             check()
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
-            places.append(self.detector.memorise(tiles.to(self.device)))
+            memory = self.detector.memorise(tiles.to(self.device))
+            places.append(self.detector.of_tile(memory, seams(place, chosen, self.model.looks.encoder.resize)))
         memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
         prompted = Prompted(memory, chosen, category, tuple(map(_hash, given)), intensity=intensity)
         tops = []

@@ -18,7 +18,7 @@ from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.files import content_of, sha256, write_text
 from changepair.tasks.common.fingerprint import SHORT, code_of
 from changepair.tasks.common.tensors import joined_maps, read_tiles
-from changepair.tasks.common.tiles import grid_of
+from changepair.tasks.common.tiles import grid_of, seams
 from changepair.tasks.detectors.registry import DETECTORS, base_of, files_of_prior, kind_of
 from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.detectors.store import MODEL_NAME, load_detector
@@ -156,7 +156,8 @@ def seconds_a_picture(contender: Contender, episode: Episode, sizes: Mapping[str
         tiles, found = read_tiles(images, [grid], contender.resolution, device, contender.resize)
         return tiles[grid], found[0]
 
-    memory = [detector.memorise(tile) for tile in read(prompts)[0]] if prompts else []
+    cut = enumerate(read(prompts)[0] if prompts else ())
+    memory = [detector.of_tile(detector.memorise(tile), seams(place, grid, contender.resize)) for place, tile in cut]
     taken = []
     for _ in range(TIMES + 1):
         start = time.perf_counter()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from changepair.tasks.common.pictures import Resize
 from changepair.tasks.common.tensors import read_tiles
-from changepair.tasks.common.tiles import Grid
+from changepair.tasks.common.tiles import Grid, seams
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector
 from changepair.tasks.encoders.encoder import Encoder, Features
 from changepair.tasks.sampling.episodes import Episode
@@ -58,7 +58,7 @@ def pools_of(
         for place, features in enumerate(encoded(encoder, tiles, batch_size)):
             last[place].append(features[-1])
             for name, detector in detectors.items():
-                memory[place][name].append(detector.memorise(tiles[place], features))
+                memory[place][name].append(detector.of_tile(detector.memorise(tiles[place], features), seams(place, grid, resize)))
     index = {image: number for number, image in enumerate(images)}
     return [
         Pool(

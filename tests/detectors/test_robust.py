@@ -76,14 +76,33 @@ def test_scores_equal_a_slow_formula(settings: RobustResidualSettings) -> None:
     assert maps.shape == (3, SIDE, SIDE) and float(maps.min()) >= 0 and float(maps.max()) <= 1
 
 
+@pytest.mark.parametrize("seams", [(0.05, 0.0, 0.1, 0.2), (0.4, 0.6, 0.0, 0.0)])
+def test_patches_in_the_seams_of_a_tile_are_left_out_of_the_score_alone(seams: tuple[float, ...]) -> None:
+    settings = RobustResidualSettings(resolution=SIDE, versions=False, top_share=0.05)
+    detector = create_detector(settings)
+    queries, prompts = pictures(5)[2:], pictures(2)
+    with torch.inference_mode():
+        memory = detector.memorise(prompts)
+        whole, maps = detector.score(queries, memory)
+        scores, same = detector.score(queries, detector.of_tile(memory, seams))
+        known, asked = ([last_three_of_each_scale(detector.encoder(one))] for one in (prompts, queries))
+    assert torch.equal(maps, same) and not torch.allclose(whole, scores, rtol=0.01)
+    assert all(one is other for one, other in zip(detector.of_tile(memory, (0.0,) * 4), memory, strict=True))
+    for place in range(len(queries)):
+        expected, _highest = slow_score([stage[place] for stage in asked[0]], known, settings, seams)
+        assert float(scores[place]) == pytest.approx(expected, rel=2e-4)
+
+
 def last_three_of_each_scale(maps: list[Tensor]) -> list[Array]:
     return [map_.double().numpy() for start in range(0, len(maps), 5) for map_ in maps[start + 2 : start + 5]]
 
 
-def slow_score(query: list[Array], known: list[list[Array]], settings: RobustResidualSettings) -> tuple[float, float]:
+def slow_score(
+    query: list[Array], known: list[list[Array]], settings: RobustResidualSettings, seams: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+) -> tuple[float, float]:
     """Return the score of one query and the maximum of its map, by loops over stages, prompts, patches and versions.
 
-    `query` is (C, h, w) a stage, `known` [version][stage] (K, C, h, w).
+    `query` is (C, h, w) a stage, `known` [version][stage] (K, C, h, w). `seams` are shares of the side: top, left, bottom, right.
     """
     tops, changes = [], []
     sides = [stage.shape[-1] for stage in query]
@@ -133,7 +152,13 @@ def slow_score(query: list[Array], known: list[list[Array]], settings: RobustRes
         mean = (mean + surface * np.mean(large[3:], axis=0)) / (1 + surface)
     ordered = np.sort(mean.ravel())
     median = float(ordered[(grid * grid - 1) // 2])  # the lower one
-    score = float(ordered[-count:].mean()) - settings.background * median
+    above = mean - settings.background * median
+    for y in range(grid):
+        for x in range(grid):
+            ends = (y + 0.5, x + 0.5, grid - y - 0.5, grid - x - 0.5)
+            if any(end < seam * grid for end, seam in zip(ends, seams, strict=True)):
+                above[y, x] = 0
+    score = float(np.sort(above.ravel())[-count:].mean())
     score *= 1 + settings.whole * min(max(2 * float(np.mean(changes)) - 1, 0), 1)
     highest = max(0.0, float(ordered[-1]) - settings.background * median)
     return score / (1 + score), highest

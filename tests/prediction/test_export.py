@@ -148,6 +148,23 @@ def test_the_example_scores_in_tiles_with_any_detector_and_any_resizing(kind: st
         assert np.abs(joined - map_).mean() < 0.03 * max(np.ptp(map_), 0.01)  # Pillow averages where a map is larger than its tile
 
 
+def test_the_seams_of_tiles_are_left_out_of_a_kit_and_of_its_export_too(example: Any, tmp_path: Path) -> None:
+    settings = RobustResidualSettings(EncoderSettings(), stages=(2,), patch=4, resolution=64, versions=False)
+    own = small(settings).prompt(PROMPTS, grid=Grid(2, 2))
+    pictures = [np.repeat(picture[..., None], 3, axis=2) for picture in QUERIES]
+    expected = own(pictures).scores
+    own.save(tmp_path / "kit")
+    kit = Predictor.load(tmp_path / "kit")
+    assert kit(pictures).scores == pytest.approx(expected, abs=1e-6)
+    about = json.loads(json.dumps(asdict(export(kit, tmp_path / "out", "onnx"))))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert [example["score"](session, about, picture)[0] for picture in pictures] == pytest.approx(expected, abs=1e-4)
+    boxes_ = boxes((100, 100), Grid(2, 2))
+    cut = [[picture[box.top : box.bottom, box.left : box.right] for picture in (*PROMPTS, *QUERIES)] for box in boxes_]
+    to_the_edges = np.max([small(settings).prompt(tiles[:2])(tiles[2:]).scores for tiles in cut], axis=0)
+    assert (to_the_edges > expected - 1e-5).all() and (to_the_edges > expected + 1e-3).any()
+
+
 @pytest.mark.parametrize("resize", ["squash", "aligned", "crop"])
 @pytest.mark.parametrize("shape", [(90, 150), (301, 64), (64, 64)])
 def test_the_example_resizes_and_joins_as_the_detectors_do(resize: Any, shape: tuple[int, int], example: Any) -> None:

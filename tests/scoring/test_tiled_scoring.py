@@ -26,7 +26,7 @@ from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.common.tiles import WHOLE, Grid, boxes, grid_of
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.registry import kind_of
-from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings, RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -101,6 +101,29 @@ def test_scores_and_maps_are_the_predictors(layout: Path, tmp_path: Path, resize
             assert np.corrcoef(whole.ravel(), map_.ravel())[0, 1] > 0.99
 
 
+def test_the_seams_of_tiles_are_left_out_of_the_score(layout: Path, tmp_path: Path) -> None:
+    """Held against a loop that scores every tile on its own, and against a predictor."""
+    settings = RobustResidualSettings(stages=(2, 3), patch=4, resolution=64, versions=False, tiles=(2, 3))
+    model, files = model_of(settings), sampled(layout, shots=(1,), protocols=("class-specific", "class-agnostic"))
+    folder = scored([contender(model, tmp_path)], files, tmp_path / "scores", 4)["robust-residual"]
+    episodes, lower = read_episodes(files.episodes), []
+    for item in read_scored(folder):
+        episode = episodes[item.number]
+        assert item.scores == pytest.approx([tile_by_tile(model, query, episode, seams=True) for query in episode.queries], abs=1e-5)
+        lower += list(item.scores < np.asarray([tile_by_tile(model, query, episode) for query in episode.queries]) - 1e-4)
+        if episode.protocol == "class-specific":
+            assert item.scores == pytest.approx(Predictor(model).prompt(episode.prompts)(episode.queries).scores, abs=1e-6)
+    assert any(lower)
+
+
+@pytest.mark.parametrize(("resize", "shape"), [("squash", (6, 1, 4)), ("aligned", (6, 1, 4)), ("crop", None)])
+def test_cropped_tiles_have_no_seams(resize: Any, shape: tuple[int, ...] | None) -> None:
+    """Their sides are not scored, and the neighbour may not see them either."""
+    model = model_of(RobustResidualSettings(EncoderSettings(resize=resize), resolution=64, versions=False, whole=0.0))
+    memory = Predictor(model).prompt(skimage.data.brick()[:90, :150], grid=Grid(2, 3)).prompted.memory
+    assert [tuple(part.shape) for part in memory[3:]] == ([] if shape is None else [shape])  # after three stages
+
+
 def test_prompts_of_different_sizes_choose_a_grid_for_each_episode_as_for_a_predictor(tmp_path: Path) -> None:
     model = model_of(replace(PATCH, tiles="auto"))
     files = sampled(mixed(tmp_path), shots=(1, 2), seeds=(0, 1, 2, 3))
@@ -141,7 +164,7 @@ def test_the_most_similar_prompts_of_a_pool_are_chosen_for_each_tile(layout: Pat
 
 
 @torch.inference_mode()
-def tile_by_tile(model: Named, query: str, episode: Episode) -> float:
+def tile_by_tile(model: Named, query: str, episode: Episode, *, seams: bool = False) -> float:
     pictures = [np.asarray(Image.open(file).convert("RGB")) for file in (query, *episode.prompts)]
     scores = []
     for box in boxes(pictures[0].shape[:2], Grid(2, 3)):
@@ -150,7 +173,12 @@ def tile_by_tile(model: Named, query: str, episode: Episode) -> float:
         own, *prompts = torch.from_numpy(squares).permute(0, 3, 1, 2).split(1)
         looks = [torch.nn.functional.normalize(model.detector.encoder(tile)[-1].mean((2, 3)), dim=1) for tile in (own, *prompts)]
         alike = sorted(range(len(prompts)), key=lambda place: -float(looks[0] @ looks[place + 1].T))
-        scores.append(float(model.detector.score(own, torch.cat([prompts[place] for place in alike[: episode.shots]]))[0]))
+        memory = model.detector.memorise(torch.cat([prompts[place] for place in alike[: episode.shots]]))
+        if seams:  # half the overlap: a sixteenth of a tile's share of the picture, where a neighbour begins
+            rest = pictures[0].shape[0] - box.bottom, pictures[0].shape[1] - box.right
+            sides = zip((box.top, box.left, *rest), (2, 3, 2, 3), pictures[0].shape[:2] * 2, box.size * 2, strict=True)
+            memory = model.detector.of_tile(memory, [(end > 0) * side / count / 16 / length for end, count, side, length in sides])
+        scores.append(float(model.detector.score(own, memory)[0]))
     return max(scores)
 
 

@@ -88,6 +88,10 @@ class RobustResidual(PatchDetector):
             yield from versions_of(prompts)
         yield from other_views(prompts, self.rotations, self.mirrored)
 
+    def of_tile(self, memory: Features, seams: Sequence[float]) -> Features:
+        """Append the seams for each prompt, (K, 4). Image scores leave them out, because content that moved into a tile is no defect."""
+        return [*memory, memory[0].new_tensor(seams).expand(len(memory[0]), -1)] if any(seams) else memory
+
     def remember(self, prompts: Features) -> Features:
         """Return the patches of each stage at unit length, with their length as the last channel: (K, C+1, h, w).
 
@@ -100,28 +104,33 @@ class RobustResidual(PatchDetector):
     def relate(self, queries: Features, memory: Features) -> Features:
         """Return the residual of each query patch to each prompt, (B, K, h, w) for each stage.
 
-        With `whole`, the whole-picture statistic of each stage of the first scale follows, (B, K, 1, 1). The last tensor, (B, K, 1, 1), is
-        the result of `shows_object`.
+        With `whole`, the whole-picture statistic of each stage of the first scale follows, (B, K, 1, 1). In a tile, its seams follow,
+        (B, K, 4). The last tensor, (B, K, 1, 1), is the result of `shows_object`.
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
         objects = shows_object(banks[: self.each]).expand(queries[0].shape[0], -1)
         weight, pooled = objects * float(self.magnitude), self._pooled(chosen)
         near = self._near(banks, pooled)
         residuals = [self._residuals(stage, bank, weight, near) for stage, bank in zip(pooled, banks, strict=True)]
-        wide = zip(self._wide(chosen), memory[len(banks) :], strict=True)
-        return [*residuals, *(changes(stage, known) for stage, known in wide), objects[..., None, None]]
+        wide = self._wide(chosen)
+        known, seams = memory[len(banks) : len(banks) + len(wide)], memory[len(banks) + len(wide) :]
+        statistic = [changes(stage, one) for stage, one in zip(wide, known, strict=True)]
+        return [*residuals, *statistic, *(one.expand(objects.shape[0], -1, -1) for one in seams), objects[..., None, None]]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,) in [0, 1), and anomaly maps (B, h, w) in [0, 1] on the grid of the finest stage."""
         closest, objects = [part.amin(dim=1) for part in relation[:-1]], relation[-1].mean(dim=1)
-        stages, changed = closest[: len(self.stages)], closest[len(self.stages) :]
+        stages, rest = closest[: len(self.stages)], closest[len(self.stages) :]
+        wide = len(self._wide(self._chosen(queries)))
+        changed, seams = rest[:wide], rest[wide:]
         finest = max(tuple(stage.shape[-2:]) for stage in stages)
         maps = _mean(stages[: self.each], finest)
         if len(stages) > self.each:
             surface = 1.0 - objects
             maps = (maps + surface * _mean(stages[self.each :], finest)) / (1.0 + surface)
         above = maps - self.background * median(maps.flatten(1))[:, None, None]
-        scores = image_scores(above.flatten(1), self.top_share, 0.0)
+        scored = above * inside(seams[0], finest) if seams else above
+        scores = image_scores(scored.flatten(1), self.top_share, 0.0)
         if changed:
             statistic = torch.stack(changed).mean(dim=0).flatten()
             scores = scores * (1.0 + self.whole * ((statistic - ALIKE) / (OTHER - ALIKE)).clamp(0.0, 1.0))
@@ -210,6 +219,15 @@ def nearest_near(patches: Tensor, banks: Tensor, far: Tensor, near: Tensor) -> t
 def _mean(maps: Features, size: Sequence[int]) -> Tensor:
     """Return the mean of maps (B, h, w), resized to (B, H, W)."""
     return torch.stack([upsample(map_, size) for map_ in maps]).mean(dim=0)
+
+
+def inside(seams: Tensor, size: Sequence[int]) -> Tensor:
+    """Return 1 for the patches (B, h, w) of a tile whose centre is not in its seams, otherwise 0. `seams` is (B, 4)."""
+    between = []
+    for side, (low, high) in zip(size, (seams[:, 0::2].unbind(1), seams[:, 1::2].unbind(1)), strict=True):
+        centre = (torch.arange(side, device=seams.device) + 0.5) / side
+        between.append((centre >= low[:, None]) & (centre <= 1.0 - high[:, None]))
+    return (between[0][:, :, None] & between[1][:, None]).to(seams)
 
 
 def statistics(maps: Tensor) -> Tensor:
