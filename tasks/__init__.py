@@ -5,6 +5,3 @@ if __name__ == "tasks":  # a second copy of each module would have classes that 
 
 # PyTorch takes huge pages for large tensors. Otherwise a CPU spends half of the time of an encoder on page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-# Threads sleep while they wait. If they waited actively, a second busy process on the machine would slow training down several times.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
