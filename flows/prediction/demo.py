@@ -249,9 +249,9 @@ class Page:
 def make_page(gradio: Any, predictor: Predictor, work: Path, total: int, *, packaged: bool = False) -> Any:
     """Build the page. Raises BadInput if `total` is too small for the detector.
 
-    predictor: the model of all visitors. Each visitor starts with its prompts, if it has any. work: a folder for files. total: memory in
-    bytes for the detector, and for the pictures and prompts of all visitors. packaged: whether the detector is the packaged one, so that
-    the outcomes of the examples are known.
+    All visitors use `predictor`, and start with its prompts if it has any. `work` is a folder for files. `total` is the memory in bytes
+    for the detector, and for the pictures and prompts of all visitors. `packaged` says whether the detector is the packaged one. The
+    outcomes of the examples are known for this detector only.
     """
     from changepair.flows.prediction.examples import EXAMPLES, NORMALS, RATE  # scipy and scikit-image
 

@@ -184,9 +184,9 @@ def recommend(
 
     The detector is empty if several were scored and none has the metric. Raises BadInput if the file of a prompt is missing.
 
-    draws: metrics of each detector, which select the number of shots. shared: metrics on the pictures that all detectors scored, which
-    select the detector. scored: scores on `episodes`, by detector. trained: names of trained detectors. intensities: ranges of targets with
-    pictures of more than 8 bits. robustness: rows of all detectors.
+    The metrics in `shared`, on the pictures that all detectors scored, select the detector. Those in `draws` select the number of shots.
+    `scored` has the scores on `episodes`, by detector, and `trained` the names of trained detectors. `intensities` are the ranges of
+    targets with pictures of more than 8 bits. `robustness` has rows of all detectors.
     """
     targets = dict.fromkeys(episode.target for episode in episodes)
 

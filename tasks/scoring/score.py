@@ -70,10 +70,10 @@ def score(
 ) -> dict[str, int]:
     """Score detectors with one encoder and one resolution on every episode. Return the number of scores of each that has a folder.
 
-    folders: where to write scores, by detector. Other detectors keep their work for a later call. only: the number of the part to score
-    (`count_parts`); None for all parts. report: receives the share of the work that is done. perturbations: names of perturbations under
-    which `most_perturbed` normal queries of each category are scored too. Raises BadInput if a score is not a number, and Stopped after
-    SIGTERM.
+    `folders` says where to write scores, by detector. Other detectors keep their work for a later call. `only` is the number of the part
+    to score (`count_parts`), or None for all parts. `report` receives the share of the work that is done. With `perturbations`,
+    `most_perturbed` normal queries of each category are also scored under each of them. Raises BadInput if a score is not a number, and
+    Stopped after SIGTERM.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
     pictures = {row.image: row for row in read_pictures(files.targets)}

@@ -149,10 +149,10 @@ def fit(
 ) -> Trained:
     """Train a task. Write its model and training_log.csv to the model folder.
 
-    inputs: everything that the training depends on, except its code. A checkpoint with other inputs is discarded. workers: processes that
-    read examples. report: receives the share of the steps that is done, 0 to 1. factor: returns the factor of the learning rate from a step
-    and the number of steps; None follows the settings. Raises BadInput without a full batch, or if a step fails (tasks/training/step.py).
-    Raises Stopped after SIGTERM.
+    `inputs` is everything that the training depends on, except its code. A checkpoint with other inputs is discarded. `workers` processes
+    read examples. `report` receives the share of the steps that is done, 0 to 1. `factor` returns the factor of the learning rate from a
+    step and the number of steps; None follows the settings. Raises BadInput without a full batch, or if a step fails
+    (tasks/training/step.py). Raises Stopped after SIGTERM.
     """
     accelerator = accelerator_for(settings.precision)
     _check(task, settings, accelerator.num_processes)

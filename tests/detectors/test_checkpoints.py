@@ -31,7 +31,7 @@ LAYOUTS = ROOT / "tests" / "support" / "layouts"
 
 def layout_of(name: str) -> dict[str, list[int]]:
     """The shapes of the published tensors, by name."""
-    shapes: dict[str, list[int]] = json.loads((LAYOUTS / f"{name}_checkpoint_layout.json").read_text())
+    shapes: dict[str, list[int]] = json.loads((LAYOUTS / f"{name}_checkpoint_layout.json").read_text(encoding="utf-8"))
     return shapes
 
 
