@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from changepair.tasks.common.products import linear
 from changepair.tasks.detectors.detector import Detector, upsample
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
-MOST_SIMILARITIES = 2**19  # cosines held at once (2 MiB of float32). They stay in the cache, and memory does not grow with the prompts.
+ROWS, COLUMNS = 512, 1024
+"""Patches of queries and of prompts whose cosines are held at once, 2 MiB. They stay in the cache. Memory does not grow with prompts."""
+GROUP = 32  # cosines among which `_maximum` looks for the index of the highest one
 LAST_MAPS = 3  # number of the encoder's last maps that are the default
 
 
@@ -77,17 +80,16 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
 
 def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     """Return the highest cosine of each patch, (N,). `patches` (N, C) and `bank` (C, M) have unit length."""
-    rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
-    cosines = patches.new_empty(min(rows, len(patches)), bank.shape[-1])
-    highest = patches.new_empty(len(patches))
-    for part, highest_of_part in zip(patches.split(rows), highest.split(rows), strict=True):
-        torch.mm(part, bank, out=cosines[: len(part)])
-        torch.amax(cosines[: len(part)], dim=1, out=highest_of_part)
+    highest = None
+    for columns in bank.mT.contiguous().split(COLUMNS):
+        found = torch.cat([linear(part, columns).amax(dim=1) for part in patches.split(ROWS)])
+        highest = found if highest is None else torch.maximum(highest, found)
+    assert highest is not None
     return highest
 
 
 def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return each patch's highest cosine and its index in the bank, (..., N) each.
+    """Return each patch's highest cosine and its index in the bank, (..., N) each. Of equal cosines, the first counts.
 
     `patches` (..., N, C) and `bank` (..., C, M) have unit length. `excluded` (..., N, M) are the pairs that are not compared.
     """
@@ -95,13 +97,32 @@ def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) ->
         cosines = patches @ bank
         highest = (cosines if excluded is None else cosines.masked_fill(excluded, -2.0)).max(dim=-1)
         return highest.values, highest.indices
-    rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
-    if excluded is None:
-        parts = [(part @ bank).max(dim=1) for part in patches.split(rows)]
-    else:
-        couples = zip(patches.split(rows), excluded.split(rows), strict=True)
-        parts = [(part @ bank).masked_fill_(pairs, -2.0).max(dim=1) for part, pairs in couples]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+    best: tuple[Tensor, Tensor] | None = None
+    for start, columns in zip(range(0, bank.shape[1], COLUMNS), bank.mT.contiguous().split(COLUMNS), strict=True):
+        found = []
+        for row, part in zip(range(0, len(patches), ROWS), patches.split(ROWS), strict=True):
+            cosines = linear(part, columns)
+            if excluded is not None:
+                cosines = cosines.masked_fill_(excluded[row : row + ROWS, start : start + COLUMNS], -2.0)
+            found.append(_maximum(cosines))
+        value, place = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if best is None:
+            best = value, place
+        else:
+            later = value > best[0]
+            best = torch.where(later, value, best[0]), torch.where(later, start + place, best[1])
+    assert best is not None
+    return best
+
+
+def _maximum(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the maximum of each row of (N, M), and its first index. With groups, this is 3 times as fast as Tensor.max."""
+    if values.shape[1] % GROUP:
+        highest = values.max(dim=1)
+        return highest.values, highest.indices
+    groups = values.unflatten(1, (-1, GROUP))
+    value, group = groups.amax(dim=2).max(dim=1)
+    return value, group * GROUP + groups[torch.arange(len(values), device=values.device), group].argmax(dim=1)
 
 
 @torch.no_grad()
@@ -116,7 +137,7 @@ def nearest_of_rest(units: Tensor) -> Tensor:
     y, x = (axis.flatten() for axis in grid)
     patches = units.flatten(2)  # (K, C, N)
     cosines, found = units.new_empty(units.shape[0], height * width), list[Tensor]()
-    step = max(1, MOST_SIMILARITIES // len(y))
+    step = max(1, ROWS * COLUMNS // len(y))
     for some in (slice(start, start + step) for start in range(0, len(y), step)):
         beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
         with torch.autocast(units.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
@@ -124,7 +145,8 @@ def nearest_of_rest(units: Tensor) -> Tensor:
                 found.append((patches[:, :, some].mT @ patches).masked_fill(beside, -1.0).amax(dim=-1))
                 continue
             for patch, highest in zip(patches, cosines, strict=True):
-                highest[some] = (patch[:, some].mT @ patch).masked_fill_(beside, -1.0).amax(dim=1)
+                own = patch.mT.contiguous()
+                highest[some] = linear(own[some], own).masked_fill_(beside, -1.0).amax(dim=1)
     return (torch.cat(found, dim=1) if found else cosines).view(-1, 1, height, width)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
-WINDOWS_AT_ONCE = 512  # windows in one pass through the transformer, whose activations take the most memory
+TOKENS_AT_ONCE = 2048  # tokens of windows in one pass through the transformer, so that activations stay in the processor's cache
 WINDOWS = (2, 3)  # window sides in patches (WinCLIP, section 4.2)
 
 
@@ -58,7 +58,7 @@ class ClipEncoder(FrozenEncoder):
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Embed texts: (N, D), not normalised."""
-        with torch.autocast(self.mean.device.type, enabled=False):
+        with torch.autocast(self.mean.device.type, enabled=False), self.products(self.mean):
             return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
 
 
@@ -70,10 +70,16 @@ class WindowEncoder(FrozenEncoder):
     """
 
     def __init__(self, clip: ClipEncoder) -> None:
-        from open_clip.transformer import VisionTransformer  # here, because it costs a second and few callers need it
+        from open_clip.transformer import (
+            ResidualAttentionBlock,
+            VisionTransformer,
+        )  # here, because it costs a second and few callers need it
 
         visual: Any = clip.network.visual
-        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+        plain = isinstance(visual, VisionTransformer) and all(
+            type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks
+        )
+        if not plain or visual.attn_pool is not None or visual.pool_type != "tok":
             raise ValueError(f"windows need one of open_clip's own transformers with a class token, not {type(visual).__name__}")
         super().__init__(clip.network, mean=visual.image_mean, std=visual.image_std)
         self.resolution = clip.resolution
@@ -90,18 +96,27 @@ class WindowEncoder(FrozenEncoder):
         last = visual.transformer(tokens)
         patches = last[:, 1:].mT.unflatten(-1, self.grid)
         embedding = self._embedding(last)[:, :, None, None]
-        return [patches, *(self._windows(tokens, size) for size in WINDOWS), embedding]
+        return [patches, *self._windows(tokens), embedding]
 
-    def _windows(self, tokens: Tensor, size: int) -> Tensor:
-        """Embed windows: (B, D, h-size+1, w-size+1). `tokens` (B, L, C) are those before the transformer, the class token first."""
-        visual: Any = self.network.visual
-        members = windows(self.grid, size).to(tokens.device)
-        count = members.shape[-1]
-        chosen = torch.cat([torch.zeros_like(members[0, :1])[None].expand(1, count), members.flatten(0, -2) + 1])  # (1 + size², W)
-        rows = tokens[:, chosen.T].flatten(0, 1)  # (B*W, 1 + size², C)
-        parts = [rows] if exporting() else rows.split(WINDOWS_AT_ONCE)
-        embeddings = torch.cat([self._embedding(visual.transformer(part)) for part in parts])
-        return embeddings.unflatten(0, (-1, count)).mT.unflatten(-1, (self.grid[0] - size + 1, self.grid[1] - size + 1))
+    def _windows(self, tokens: Tensor) -> Features:
+        """Embed the windows of each size: (B, D, h-size+1, w-size+1). `tokens` (B, L, C) are those before the transformer, the class token
+        first."""
+        blocks: Any = self.network.visual.transformer.resblocks  # type: ignore[union-attr]
+        packed = packed_projection(blocks[0], tokens)
+        found = []
+        for size in WINDOWS:
+            members = windows(self.grid, size).to(tokens.device)
+            count = members.shape[-1]
+            chosen = torch.cat([torch.zeros_like(members[:1]), members + 1]).T.repeat(len(tokens), 1)  # (B*W, 1 + size²)
+            pictures = torch.arange(len(tokens), device=tokens.device).repeat_interleave(count)[:, None]
+            at_once = len(chosen) if exporting() else max(1, TOKENS_AT_ONCE // chosen.shape[1])
+            parts = [
+                class_tokens(blocks, tokens[picture, part], packed[picture, part])
+                for picture, part in zip(pictures.split(at_once), chosen.split(at_once), strict=True)
+            ]
+            embeddings = self._embedding(torch.cat(parts))
+            found.append(embeddings.unflatten(0, (-1, count)).mT.unflatten(-1, (self.grid[0] - size + 1, self.grid[1] - size + 1)))
+        return found
 
     def _embedding(self, tokens: Tensor) -> Tensor:
         visual: Any = self.network.visual
@@ -113,3 +128,32 @@ def windows(grid: tuple[int, int], size: int) -> Tensor:
     """Return the indices of the patches in each window of size x size, (size², W). Windows are ordered by their upper left patch."""
     patches = torch.arange(grid[0] * grid[1], dtype=torch.float64).view(1, 1, *grid)
     return F.unfold(patches, size)[0].long()
+
+
+def class_tokens(blocks: Sequence[Any], tokens: Tensor, packed: Tensor) -> Tensor:
+    """Run the transformer's blocks on tokens (N, L, C), and return the class token (N, 1, C), which is the first.
+
+    `packed` is the result of `packed_projection` for the first block. The last block computes only the class token.
+    """
+    first, *middle, last = blocks
+    tokens = _rest_of_block(first, tokens, *packed.chunk(3, dim=2))
+    for block in middle:
+        tokens = block(tokens)
+    width = tokens.shape[2]
+    normal, attend = last.ln_1(tokens), last.attn
+    query = F.linear(normal[:, :1], attend.in_proj_weight[:width], attend.in_proj_bias[:width])
+    key_value = F.linear(normal, attend.in_proj_weight[width:], attend.in_proj_bias[width:])
+    return _rest_of_block(last, tokens[:, :1], query, *key_value.chunk(2, dim=2))
+
+
+def packed_projection(block: Any, tokens: Tensor) -> Tensor:
+    """Return queries, keys and values (N, L, 3C) of tokens (N, L, C) in a block of open_clip."""
+    return F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def _rest_of_block(block: Any, tokens: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return the block's output for tokens (N, L, C). `query` is (N, L, C); `key` and `value` are (N, M, C) of all tokens."""
+    heads = [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    tokens = tokens + block.ls_1(F.linear(attended, block.attn.out_proj.weight, block.attn.out_proj.bias))
+    return cast(Tensor, tokens + block.ls_2(block.mlp(block.ln_2(tokens))))

@@ -12,6 +12,7 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
+from changepair.tasks.common.products import attention, runs_onednn
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
 from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
@@ -74,6 +75,8 @@ def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
     PyTorch's kernels without the matrix need queries and values of one width. Zeros appended to q and k change no product. A small matrix
     is held, because that is faster than computing the products twice.
     """
+    if runs_onednn(asked):
+        return attention(asked, offered, values, scale=1.0)
     if asked.shape[-2] * offered.shape[-2] > SMALL_MATRIX:
         room = values.shape[-1] - asked.shape[-1]
         asked, offered = (F.pad(part, (0, room)) for part in (asked, offered))
