@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from changepair.tasks.common.products import in_onednn
 from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -58,7 +59,7 @@ class ClipEncoder(FrozenEncoder):
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Embed texts: (N, D), not normalised."""
-        with torch.autocast(self.mean.device.type, enabled=False), self.products(self.mean):
+        with torch.autocast(self.mean.device.type, enabled=False), in_onednn(self.mean):
             return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
 
 

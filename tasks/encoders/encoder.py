@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from changepair.tasks.common.products import FastProducts, runs_onednn
+from changepair.tasks.common.products import in_onednn
 
 Features = list[Tensor]
 """Feature maps, finest first: (B, C, h, w) of queries; (K, C, h, w) of prompts for all queries, or (B, K, C, h, w).
@@ -75,18 +75,13 @@ class FrozenEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         """Encode images (B, 3, H, W) in [0, 1]."""
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), self.products(images):
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), nullcontext() if self._compiles else in_onednn(images):
             normalised = (images.float() - self.mean) / self.std
             if self.scales == (1.0,):
                 return self.features(normalised.contiguous(memory_format=torch.channels_last))
             found = [self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last)) for scale in self.scales]
             each = self.maps // len(self.scales)
             return [*(map_ for features in found for map_ in features[:each]), *found[0][each:]]
-
-    def products(self, x: Tensor) -> AbstractContextManager[Any]:
-        """Return the context in which the network runs on `x`. Products of matrices are faster in it."""
-        multiplies = not self._compiles and any(isinstance(part, nn.Linear) for part in self.network.modules())
-        return FastProducts() if multiplies and runs_onednn(x) else nullcontext()
 
     def see_at(self, scales: Sequence[float]) -> None:
         """Encode every picture at several sizes from now on. The maps of the first size come first, then those of the second, and so on."""
