@@ -15,7 +15,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.clip import ClipEncoder
 from changepair.tasks.encoders.encoder import IMAGENET, FrozenEncoder, multiply_exactly
 from changepair.tasks.encoders.folder import on_disk
-from changepair.tasks.encoders.lite import efficientnet_lite
+from changepair.tasks.encoders.lite import LiteEncoder, efficientnet_lite
 from changepair.tasks.encoders.presets import command_for, preset_of
 from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.encoders.weights import PACKAGED_FILES, file_of_tag, packaged_weights, read_weights
@@ -34,11 +34,9 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
-        for scale in settings.scales or (1.0,):
-            pixels = round(scale * resolution)
-            sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
-            if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
-                raise ValueError(f"it needs a multiple of its stride {encoder.strides[0]}")  # otherwise it would look beyond the border
+        if not isinstance(encoder, LiteEncoder):  # which accepts any size
+            for scale in settings.scales or (1.0,):
+                _check_sides(encoder, round(scale * resolution))
         if settings.scales not in ((), (1.0,)):
             encoder.see_at(settings.scales)
     except BadInput:
@@ -47,6 +45,13 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
         raise BadInput(f"encoder {settings.name}: {_line(error)}; resolution {resolution}, layers {list(settings.layers)}") from error
     encoder.resolution = resolution
     return encoder
+
+
+def _check_sides(encoder: FrozenEncoder, pixels: int) -> None:
+    """Run an encoder once. Raises ValueError, or an error of its library, if it does not accept pictures of `pixels` a side."""
+    sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
+    if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
+        raise ValueError(f"it needs a multiple of its stride {encoder.strides[0]}")  # otherwise it would look beyond the border
 
 
 def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:

@@ -108,14 +108,19 @@ class FrozenEncoder(nn.Module):
             self.network = self._fast[0]
 
     def _fastest(self, normalised: Tensor) -> Callable[[Tensor], Any]:
-        fast = folded(self.network)
-        if fast is not None:
-            with exactly():  # rounding would increase the difference
-                couples = list(zip(self.network(normalised), fast(normalised), strict=True))
-        if fast is None or not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples):
-            fast = self.network
+        fast = self._folded(normalised) or self.network
         # dynamic=False: padding depends on the sizes, and with symbolic ones compiling took over eight minutes at several scales.
         return torch.compile(fast, dynamic=False) if self._compiles else fast
+
+    def _folded(self, normalised: Tensor) -> nn.Module | None:
+        """Fold a copy of the network. Return None if it computes something else."""
+        fast = folded(self.network)
+        if fast is None:
+            return None
+        with exactly():  # rounding would increase the difference
+            couples = zip(self.network(normalised), fast(normalised), strict=True)
+            equal = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples)
+        return fast if equal else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
         if fn(self.mean) is not self.mean:  # moved to another device

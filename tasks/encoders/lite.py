@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from changepair.tasks.encoders.encoder import Features, FrozenEncoder
+from changepair.tasks.encoders.encoder import Features, FrozenEncoder, folded
 
 STEM = 32  # channels
 EXPANSION = 6  # channels within a block, as a multiple of those of its input
@@ -167,6 +167,9 @@ class LiteEncoder(FrozenEncoder):
 
     def features(self, normalised: Tensor) -> Features:
         return list(self.run(normalised))
+
+    def _folded(self, normalised: Tensor) -> nn.Module | None:
+        return folded(self.network)  # each convolution of Lite is followed by its normalisation, so there is nothing to compare
 
 
 def efficientnet_lite(name: str, weights: Mapping[str, Tensor] | None) -> LiteEncoder:

