@@ -6,12 +6,14 @@ that saves before it ends.
 
 from __future__ import annotations
 
+from changepair.tasks.common.imports import uncollected
 from changepair.tasks.common.stopping import defer_ctrl_c
 
 
 def main() -> None:
     defer_ctrl_c()
-    from changepair.flows.cli import main as work
+    with uncollected():
+        from changepair.flows.cli import main as work
 
     work()
 

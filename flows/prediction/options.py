@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from changepair.flows.running.places import SETTINGS_NAME
 from changepair.tasks.common.decoding import FULL, Intensity, Range
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.imports import uncollected
 from changepair.tasks.common.tiles import MOST
 from changepair.tasks.prediction.files import KIT_NAME, files_of, is_kit
 
@@ -85,8 +86,9 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
         if not is_kit(kit):
             raise BadInput(f"{kit}: is not a kit, because {KIT_NAME} is missing; create one with `changepair predict --write-kit`")
     files = files_of(prompts)
-    from changepair.tasks.detectors.detector import ANY_CATEGORY
-    from changepair.tasks.prediction.predictor import Predictor
+    with uncollected():
+        from changepair.tasks.detectors.detector import ANY_CATEGORY
+        from changepair.tasks.prediction.predictor import Predictor
 
     if kit is not None:
         return Predictor.load(kit)

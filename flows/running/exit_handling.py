@@ -15,9 +15,6 @@ from importlib.metadata import requires
 from pathlib import Path
 from traceback import walk_tb
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from changepair.flows.running.console import SAID
 from changepair.flows.running.progress import FAILURE, STOP, report
 from changepair.flows.running.secrets import hide, hide_in_log
@@ -155,6 +152,9 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sk
 
 def _extra_for(error: ModuleNotFoundError) -> str | None:
     """Return a message with the extra that installs a missing module; None if no extra does."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     module = (error.name or "").partition(".")[0]
     distribution = canonicalize_name(DISTRIBUTIONS.get(module, module))
     needed = [one for one in map(Requirement, requires("changepair") or ()) if canonicalize_name(one.name) == distribution]

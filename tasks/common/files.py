@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HOST = platform.node().partition(".")[0]  # without a dot, because dots separate the parts of a partial file's name
 os.umask(_umask := os.umask(0))  # reading the umask requires setting it
@@ -112,6 +112,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write parquet whose bytes depend only on the rows."""
+    import pyarrow.parquet as pq
+
     with written_beside(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -125,6 +127,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     """Read parquet and cast it to `schema`. `made_by` names the stage that writes such files, for the error."""
+    import pyarrow.parquet as pq
+
     if not path.is_file():
         raise BadInput(f"{path}: no such file; the {made_by} stage writes it, so run `dvc repro` first")
     table = pq.read_table(io.BytesIO(path.read_bytes()) if is_remote(path) else path)

@@ -8,23 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.clip import ClipEncoder
-from changepair.tasks.encoders.encoder import (
-    IMAGENET,
-    FrozenEncoder,
-    NormalisedBlocks,
-    SmpEncoder,
-    TimmEncoder,
-    efficientnet_lite,
-    multiply_exactly,
-)
+from changepair.tasks.encoders.encoder import IMAGENET, FrozenEncoder, multiply_exactly
 from changepair.tasks.encoders.folder import on_disk
+from changepair.tasks.encoders.lite import LiteEncoder, efficientnet_lite
 from changepair.tasks.encoders.presets import command_for, preset_of
 from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.encoders.weights import PACKAGED_FILES, file_of_tag, packaged_weights, read_weights
@@ -43,11 +34,9 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
-        for scale in settings.scales or (1.0,):
-            pixels = round(scale * resolution)
-            sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
-            if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
-                raise ValueError(f"it needs a multiple of its stride {encoder.strides[0]}")  # otherwise it would look beyond the border
+        if not isinstance(encoder, LiteEncoder):  # which accepts any size
+            for scale in settings.scales or (1.0,):
+                _check_sides(encoder, round(scale * resolution))
         if settings.scales not in ((), (1.0,)):
             encoder.see_at(settings.scales)
     except BadInput:
@@ -56,6 +45,13 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
         raise BadInput(f"encoder {settings.name}: {_line(error)}; resolution {resolution}, layers {list(settings.layers)}") from error
     encoder.resolution = resolution
     return encoder
+
+
+def _check_sides(encoder: FrozenEncoder, pixels: int) -> None:
+    """Run an encoder once. Raises ValueError, or an error of its library, if it does not accept pictures of `pixels` a side."""
+    sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
+    if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
+        raise ValueError(f"it needs a multiple of its stride {encoder.strides[0]}")  # otherwise it would look beyond the border
 
 
 def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
@@ -68,6 +64,10 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
         if settings.layers or settings.layer_norm:
             raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
         return efficientnet_lite(settings.name, packaged_weights(settings.name) if filled else None)
+    import timm  # costs two seconds, as do all modules that import it
+
+    from changepair.tasks.encoders.timm_networks import NormalisedBlocks, TimmEncoder
+
     if not timm.is_model(settings.name):
         raise BadInput(f"encoder {settings.name}: timm has no such model{_near(settings.name, timm.list_models(settings.name[:4] + '*'))}")
     about = timm.get_pretrained_cfg(settings.name)
@@ -88,6 +88,8 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
 
 def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors if they are the network's, with or without a classifier. timm would ignore those that do not fit."""
+    import timm
+
     network: Any = timm.create_model(settings.name, pretrained=False)
     classifiers = network.pretrained_cfg.get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
@@ -128,6 +130,10 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
 
 
 def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
+    from segmentation_models_pytorch.encoders import get_encoder_names
+
+    from changepair.tasks.encoders.smp_networks import SmpEncoder
+
     if settings.name not in get_encoder_names():
         raise BadInput(f"encoder {settings.name}: library smp has no such encoder{_near(settings.name, get_encoder_names())}")
     if settings.layers or settings.layer_norm:

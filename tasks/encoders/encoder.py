@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol
 
-import timm
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.encoders import get_encoder
-from timm.layers.norm_act import BatchNormAct2d
-from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -114,14 +110,19 @@ class FrozenEncoder(nn.Module):
             self.network = self._fast[0]
 
     def _fastest(self, normalised: Tensor) -> Callable[[Tensor], Any]:
-        fast = folded(self.network)
-        if fast is not None:
-            with exactly():  # rounding would increase the difference
-                couples = list(zip(self.network(normalised), fast(normalised), strict=True))
-        if fast is None or not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples):
-            fast = self.network
+        fast = self._folded(normalised) or self.network
         # dynamic=False: padding depends on the sizes, and with symbolic ones compiling took over eight minutes at several scales.
         return torch.compile(fast, dynamic=False) if self._compiles else fast
+
+    def _folded(self, normalised: Tensor) -> nn.Module | None:
+        """Fold a copy of the network. Return None if it computes something else."""
+        fast = folded(self.network)
+        if fast is None:
+            return None
+        with exactly():  # rounding would increase the difference
+            couples = zip(self.network(normalised), fast(normalised), strict=True)
+            equal = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples)
+        return fast if equal else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
         if fn(self.mean) is not self.mean:  # moved to another device
@@ -138,94 +139,6 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
         return images
     size = [round(side * scale) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-class TimmEncoder(FrozenEncoder):
-    """A timm network built with features_only: five stages of a CNN with strides 2 to 32, or chosen blocks of a vision transformer."""
-
-    def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
-        super().__init__(network, mean=mean, std=std)
-        about: Any = network.feature_info
-        self.channels = tuple(about.channels())
-        self.strides = tuple(about.reduction())
-        self.maps = len(self.channels)
-
-    def features(self, normalised: Tensor) -> Features:
-        return list(self.run(normalised))
-
-
-class NormalisedBlocks(nn.Module):
-    """Chosen blocks of a timm transformer, each through its last LayerNorm."""
-
-    def __init__(self, model: nn.Module, indices: Sequence[int]) -> None:
-        """Wrap a network without classifier. `indices` counts its blocks from 0. Raises ValueError if it has no LayerNorm at its end."""
-        super().__init__()
-        if not isinstance(getattr(model, "norm", None), nn.LayerNorm) or not hasattr(model, "num_prefix_tokens"):
-            raise ValueError(f"layer_norm needs a transformer with a LayerNorm at its end, not {type(model).__name__}")
-        prune: Any = model.prune_intermediate_layers
-        self.indices = prune(list(indices), prune_norm=False)
-        self.feature_info = FeatureInfo(model.feature_info, self.indices)  # type: ignore[arg-type]
-        self.model = model
-
-    def forward(self, normalised: Tensor) -> Any:
-        return self.model.forward_intermediates(normalised, indices=self.indices, norm=True, intermediates_only=True)  # type: ignore[operator]
-
-
-class SmpEncoder(FrozenEncoder):
-    """An encoder of segmentation_models_pytorch with five stages, as the published MetaUAS uses.
-
-    Its EfficientNet pads differently and counts its stages differently from timm's of the same name, and from that of the current
-    segmentation_models_pytorch.
-    """
-
-    def __init__(self, name: str) -> None:
-        """Build the encoder `name` of segmentation_models_pytorch, for example efficientnet-b4. Its weights start at random."""
-        network: Any = get_encoder(name, weights=None)
-        _pad_as_published(network)
-        super().__init__(network, mean=IMAGENET[0], std=IMAGENET[1])
-        self.channels = tuple(network.out_channels[1:])
-        self.strides = tuple(2 ** (stage + 1) for stage in range(len(self.channels)))
-        self.maps = len(self.channels)
-
-    def features(self, normalised: Tensor) -> Features:
-        return list(self.run(normalised)[1:])  # the first entry is the picture
-
-
-def _pad_as_published(network: nn.Module) -> None:
-    """Pad an EfficientNet like efficientnet-pytorch 0.6.3, which the authors of MetaUAS pin.
-
-    Every convolution is padded as for the picture side that the network is defined at (380 for B4), even if its input is much smaller.
-    """
-    settings: Any = getattr(network, "_global_params", None)
-    for module in network.modules() if settings is not None else ():
-        if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):
-            kernel, stride = module.kernel_size[0], module.stride[0]
-            room = max((-(-settings.image_size // stride) - 1) * stride + kernel - settings.image_size, 0)
-            module.static_padding = nn.ZeroPad2d((room // 2, room - room // 2) * 2)
-
-
-def efficientnet_lite(name: str, weights: Mapping[str, Tensor] | None) -> TimmEncoder:
-    """Build one of timm's tf_efficientnet_lite0 to lite4 (Tan and Le, ICML 2019, in its Lite variant: no attention, and ReLU6).
-
-    Its five stages have 16, 24, 40, 112 and 320 channels in lite0, and 16, 24, 48, 120 and 352 in lite2. Padding is that of TensorFlow
-    at any size of the input; the weights were trained at 224 pixels (lite0) and 260 (lite2).
-
-    `weights` is a classifier's state dict with the same tensors in the same order, under any names. Its head is ignored, and None leaves
-    the weights random. Raises ValueError if a tensor's shape does not fit.
-    """
-    network = timm.create_model(name, pretrained=False, features_only=True)
-    if weights is not None:
-        own = network.state_dict()
-        given = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]
-        wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-        for (name, tensor), target in zip(given, wanted, strict=False):
-            if tensor.shape != own[target].shape:
-                raise ValueError(f"encoder weights: {name} has shape {tuple(tensor.shape)}, {target} needs {tuple(own[target].shape)}")
-            own[target] = tensor
-        if len(given) < len(wanted):
-            raise ValueError(f"encoder weights: {len(given)} tensors, but the encoder has {len(wanted)}")
-        network.load_state_dict(own)
-    return TimmEncoder(network, mean=0.5, std=0.5)
 
 
 def multiply_exactly(exact: bool) -> None:
@@ -275,5 +188,5 @@ def folded(network: nn.Module) -> nn.Module | None:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        setattr(parent, name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+        setattr(parent, name, getattr(norm, "act", None) or nn.Identity())  # of Norm in lite.py, and of timm's BatchNormAct2d
     return network.requires_grad_(False).to(memory_format=torch.channels_last) if pairs else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import is_of_store, is_remote
 from changepair.tasks.encoders.folder import cached_address
 
@@ -86,13 +86,14 @@ def file_of_tag(name: str, tag: str) -> Path | None:
 
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a file whose sha256 is `expected`. Raises BadInput otherwise, before reading it."""
-    actual = sha256(file)
+    """Read a state dict from a file whose sha256 is `expected`. Raises BadInput otherwise, before unpickling it."""
+    content = file.read_bytes()  # once, so that the bytes that are hashed are those that are used
+    actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise BadInput(
             f"{file.name}: its sha256 is {actual[:12]}…, not {expected[:12]}…; it is damaged or of another version; reinstall its package"
         )
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.clip import ClipEncoder, WindowEncoder, windows
+from changepair.tasks.encoders.encoder import folded
+from changepair.tasks.encoders.lite import MULTIPLIERS, efficientnet_lite
 from changepair.tasks.encoders.settings import EncoderSettings
 
 CASES = [
@@ -111,6 +114,39 @@ def test_packaged_encoders_compute_what_another_implementation_does(name: str) -
     for map_, deviation, middle in zip(build_encoder(EncoderSettings(name=name), side)(picture), deviations, middles, strict=True):
         assert float(map_.std()) == pytest.approx(deviation, abs=1e-4)
         assert map_[0, :3, map_.shape[2] // 2, map_.shape[3] // 2].tolist() == pytest.approx(middle, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", MULTIPLIERS)
+def test_packaged_encoders_equal_timms_bit_by_bit(name: str) -> None:
+    """Random weights of a seed, what is drawn after them, the tensors' names, and the features, folded and not."""
+    networks, following = [], []
+    for build in (partial(timm.create_model, name, pretrained=False, features_only=True), lambda: efficientnet_lite(name, None).network):
+        torch.manual_seed(0)
+        networks.append(build().eval())
+        following.append(float(torch.rand(())))
+    theirs, own = (network.state_dict() for network in networks)
+    assert list(theirs) == list(own) and all(torch.equal(tensor, own[part]) for part, tensor in theirs.items())
+    assert following[0] == following[1]
+    for part, tensor in theirs.items():
+        if part.endswith(("running_mean", "running_var")):
+            own[part] = theirs[part] = torch.rand_like(tensor) + 0.5
+    for network in networks:
+        network.load_state_dict(own)
+    channels = networks[0].feature_info.channels()
+    for height, width in ((64, 64), (33, 128), (97, 130), (224, 224)):
+        images = torch.rand(2, 3, height, width).to(memory_format=torch.channels_last)
+        for pair in (networks, [folded(network) for network in networks]):
+            with torch.no_grad():
+                maps, others = (network(images) for network in pair)
+            assert [map_.shape[1] for map_ in maps] == channels and len(maps) == len(others) == 5
+            assert all(torch.equal(one, other) for one, other in zip(maps, others, strict=True))
+
+
+@pytest.mark.parametrize("pixels", [6, 33, 64, 97, 250, 255])
+def test_packaged_encoders_accept_any_size(pixels: int) -> None:
+    encoder = efficientnet_lite("tf_efficientnet_lite0", None)
+    sides = [map_.shape[-1] for map_ in encoder(torch.rand(1, 3, pixels, pixels))]
+    assert encoder.strides == (2, 4, 8, 16, 32) and sides == [-(-pixels // stride) for stride in encoder.strides]
 
 
 def test_a_package_of_weights_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ from changepair.tasks.detectors.winclip.model import WinCLIP, harmonic
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.clip import ClipEncoder
-from changepair.tasks.encoders.encoder import FrozenEncoder, efficientnet_lite
+from changepair.tasks.encoders.encoder import FrozenEncoder
+from changepair.tasks.encoders.lite import efficientnet_lite
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.encoders.texts import TEMPLATES, TextPrior, sentences
 from changepair.tasks.encoders.weights import checked_weights, packaged_weights

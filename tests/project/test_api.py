@@ -43,6 +43,21 @@ def test_the_import_is_quick_and_loads_no_library(tmp_path: Path) -> None:
     assert float(seconds) < 0.2 and loaded == "[]"
 
 
+@pytest.mark.parametrize("model", ["packaged", "patch-residual", "metric-residual", "prompt-query"])
+def test_the_command_predicts_without_libraries_that_it_does_not_need(model: str, tmp_path: Path) -> None:
+    """Each import of them takes longer than the score."""
+    heavy = ("timm", "torchvision", "segmentation_models_pytorch", "open_clip", "prefect", "dvc", "pandas", "onnx", "scipy", "pyarrow")
+    others = ("cv2", "pydantic", "rich", "ruamel", "matplotlib", "huggingface_hub", "transformers", "torch._dynamo", "sympy")
+    Image.fromarray(skimage.data.gravel()[:64, :64]).save(tmp_path / "normal.png")
+    program = (
+        "import sys; from changepair.flows.__main__ import main; "
+        f"sys.argv = ['changepair', 'predict', '--model', {model!r}, '--prompt', 'normal.png', 'normal.png']; main(); "
+        f"print([name for name in {heavy + others} if name in sys.modules])"
+    )
+    lines = python(tmp_path, program).splitlines()
+    assert lines[1].endswith("normal.png") and lines[-1] == "[]"
+
+
 def test_modules_of_the_working_folder_named_tasks_and_flows_are_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text("raise RuntimeError('the tasks of the user')\n")
     (tmp_path / "flows").mkdir()

@@ -50,7 +50,7 @@ NO_MODELS = {"__init__", "settings", "train"}
 def models() -> list[Path]:
     """Modules of networks: those of each detector, what they share, and the encoders."""
     tasks = ROOT / "tasks"
-    shared = [tasks / "encoders" / f"{name}.py" for name in ("encoder", "clip", "texts")]
+    shared = [tasks / "encoders" / f"{name}.py" for name in ("encoder", "clip", "lite", "smp_networks", "texts", "timm_networks")]
     shared += [tasks / "detectors" / f"{name}.py" for name in ("appearance", "detector", "patches")]
     return shared + [file for file in tasks.glob("detectors/*/*.py") if file.stem not in NO_MODELS]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -301,6 +303,21 @@ def test_every_command_says_in_its_help_how_it_is_used() -> None:
     listed = parser().format_help().splitlines()
     for name in commands:  # type: ignore[union-attr]
         assert sum(line.startswith(f"  {name} ") for line in listed) == 1, name
+
+
+def test_commands_that_use_a_model_start_without_the_other_groups() -> None:
+    from changepair.flows.cli import USE, parser
+
+    choices = parser(("use",))._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    everything = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    assert tuple(choices) == USE  # type: ignore[arg-type]
+    assert all(choices[name].format_help() == everything[name].format_help() for name in USE)  # type: ignore[index]
+    program = (
+        "import sys; sys.argv = ['changepair', 'predict']; from changepair.flows.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 2\n"
+        "assert 'changepair.flows.cli.use' in sys.modules and 'changepair.flows.cli.pipelines' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_settings_are_read_by_their_earlier_names_and_a_line_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
