@@ -2,7 +2,7 @@
 
 Each side runs in a process of its own, with the packages that it pins. Both processes have the same number of threads, pictures and
 weights, and huge pages. They take turns, so that a change of the machine's speed meets both; medians are compared. Weights are random,
-because no speed depends on them. tests/benchmarks/peers_cases.py holds what is measured.
+because no speed depends on them. tests/benchmarks/peers_cases.py lists what is measured.
 
     python tests/benchmarks/peers.py --only winclip --threads 1 --peer build/peers/bin/python
 """
@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import peers_cases
-from peers_cases import CASES, MODELS, OPENVINO, TORCH, Case
+from peers_cases import CASES, Case
+from peers_work import OPENVINO, TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/pages/explanation/peers.md"
 START, END = "<!-- peers: start -->", "<!-- peers: end -->"
 HEAD = "| what | peer | threads | changepair | peer | times as fast | peak memory (MiB) | largest difference |"
+MODELS = {OPENVINO: "weights/openvino/model.xml", TORCH: "weights/torch/model.pt"}  # where anomalib exports to
 PICTURES = 100  # after the first one, to measure a rate
 
 
