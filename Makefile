@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-ci attack bench lint check docs lock
+.PHONY: help quickstart test test-slow test-ci attack bench bench-peers lint check docs lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
+PEERS := "anomalib[clip]==2.7.0" faiss-cpu==1.15.1 openvino==2026.4.1 onnx onnxscript
 # Two tests at a time, with one thread each.
 TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
@@ -40,6 +41,16 @@ attack: .venv/installed ## test hundreds of hostile inputs, signals and cancella
 
 bench: .venv/installed ## run the benchmarks and print their results
 	python -m pytest tests/benchmarks -m bench -s
+
+# anomalib needs an earlier open_clip, so it has an environment of its own. What both need has the same version, so the same speed.
+build/peers/installed: requirements.lock Makefile
+	$(PYTHON) -m venv build/peers
+	sed -n 's/ *\\$$//; /^[a-z].*==/p' requirements.lock | grep -v '^open-clip-torch' > build/peers/constraints.txt
+	build/peers/bin/python -m pip install --quiet $(PEERS) -c build/peers/constraints.txt
+	@touch $@
+
+bench-peers: .venv/installed build/peers/installed ## compare speed and memory with anomalib and faiss; installs them in build/peers
+	python tests/benchmarks/peers.py $(ARGS)
 
 lint: .venv/installed ## check format, style, types, secrets and wording
 	ruff format --check . && ruff check . && mypy && python .ci/audit.py secrets && python .ci/words.py

@@ -1,0 +1,267 @@
+"""The work that peers.py times: the same by changepair and by a peer. Neither side's packages are imported for the other.
+
+anomalib's models are those of `anomalib.models` in evaluation mode. Their weights are read from a file instead of a hub.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Work = Callable[[], Any]
+CLIP, DINO, WIDE, SMALL = "ViT-B-16-plus-240", "vit_small_patch14_dinov2.lvd142m", "wide_resnet50_2", "resnet18"
+SIDE = 256  # pixels of pictures for CNNs
+OPENVINO, TORCH = "OpenVINOInferencer", "TorchInferencer"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pictures(count: int, side: int, seed: int = 0) -> Any:
+    """Return random pictures (B, 3, H, W) in [0, 1], smooth so that patches differ."""
+    import torch
+
+    coarse = torch.rand(count, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+
+
+def normalised(images: Any, mean: Any = MEAN, std: Any = STD) -> Any:
+    """Normalise as anomalib's pre-processors do before the model."""
+    import torch
+
+    return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+
+def weights(folder: Path, name: str) -> Path:
+    """Return the file of random weights of a network. Blocks that start as the identity are made to matter."""
+    import torch
+
+    file = folder / f"{name}.pt"
+    if file.exists():
+        return file
+    torch.manual_seed(0)
+    if name == CLIP:
+        import open_clip
+
+        state = open_clip.create_model(name, load_weights=False).state_dict()
+    else:
+        import timm
+
+        state = timm.create_model(name, pretrained=False).state_dict()
+        for key, tensor in state.items():
+            if re.search(r"\.ls\d\.gamma$", key):  # LayerScale
+                tensor.fill_(1.0)
+            elif re.search(r"\.bn\d\.weight$", key):  # the last one of a block starts at 0
+                tensor.fill_(0.5)
+            elif key == "pos_embed":  # both sides resize it, in different ways
+                tensor.copy_(tensor[:, :1].expand_as(tensor).clone())
+    torch.save(state, file)
+    return file
+
+
+# WinCLIP
+
+
+def our_winclip(batch: int, folder: Path, threads: int) -> Work:
+    import torch
+
+    from changepair.tasks.detectors.store import create_detector
+    from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+    from changepair.tasks.encoders.settings import EncoderSettings
+
+    detector = create_detector(WinCLIPSettings(encoder=EncoderSettings("open_clip", CLIP, str(weights(folder, CLIP))))).eval()
+    torch.save(detector.prior.embeddings("object"), folder / "texts.pt")
+    images = pictures(batch, 240)
+    return lambda: detector.score(images, [], "object")[0]
+
+
+def their_winclip(batch: int, folder: Path, threads: int) -> Work:
+    import torch
+    from anomalib.models.image.winclip import torch_model
+
+    torch_model.PRETRAINED = str(weights(folder, CLIP))  # otherwise it is downloaded
+    model = torch_model.WinClipModel("object").eval()
+    model.temperature = 0.01  # as in CLIP and in changepair
+    model._text_embeddings = torch.load(folder / "texts.pt")  # its templates differ in one sentence
+    images, clip = pictures(batch, 240), model.clip.visual
+    return lambda: model(normalised(images, clip.image_mean, clip.image_std)).pred_score
+
+
+# Patches
+
+
+def our_patches(name: str, layers: tuple[int, ...], side: int, shots: int, search: bool, folder: Path, threads: int) -> Work:
+    from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+    from changepair.tasks.detectors.store import create_detector
+    from changepair.tasks.encoders.settings import EncoderSettings
+
+    encoder = EncoderSettings("timm", name, str(weights(folder, name)), layers, layer_norm=name == DINO)
+    share = 0.01 if name == DINO else 0.0  # of AnomalyDINO; PatchCore takes the maximum
+    detector = create_detector(PatchResidualSettings(encoder=encoder, resolution=side, top_share=share, smoothing=4.0)).eval()
+    memory, queries = detector.memorise(pictures(shots, side, seed=1)), pictures(1, side)
+    if not search:
+        return lambda: 2 * detector.score(queries, memory)[0]  # its residual is half of the distance
+    features = detector.encoder(queries)
+    return lambda: 2 * detector.conclude(features, detector.relate(features, memory))[0]
+
+
+def their_dino(side: int, shots: int, search: bool, folder: Path, threads: int) -> Work:
+    import torch
+    from anomalib.models.image.anomaly_dino import torch_model
+
+    extractor = torch_model.TimmFeatureExtractor
+    torch_model.TimmFeatureExtractor = lambda **options: extractor(**{**options, "pre_trained": False})  # otherwise it downloads weights
+    model = torch_model.AnomalyDINOModel(encoder_name=DINO)  # neither masking nor coreset, as by default
+    model.feature_encoder.feature_extractor.load_state_dict(torch.load(weights(folder, DINO)))
+    model.train()
+    model(normalised(pictures(shots, side, seed=1)))
+    model.fit()
+    model.eval()
+    queries = pictures(1, side)
+    if search:
+        features = model.extract_features(normalised(queries))
+        model.extract_features = lambda _images: features
+    return lambda: model(normalised(queries)).pred_score.flatten()
+
+
+def patchcore(name: str, side: int, shots: int, folder: Path) -> Any:
+    """Build anomalib's PatchCore with the patches of all prompts, and the nearest neighbour alone in the score."""
+    import torch
+    from anomalib.models import Patchcore
+
+    lightning = Patchcore(name, ("layer2", "layer3"), pre_trained=False, num_neighbors=1)
+    model = lightning.model
+    wanted = model.feature_extractor.feature_extractor.state_dict()
+    state = torch.load(weights(folder, name))
+    model.feature_extractor.feature_extractor.load_state_dict({key: state[key] for key in wanted})
+    model.train()
+    model(normalised(pictures(shots, side, seed=1)))
+    model.memory_bank = torch.vstack(model.embedding_store)
+    model.embedding_store.clear()
+    lightning.eval()
+    return lightning
+
+
+def their_patchcore(name: str, side: int, shots: int, search: bool, folder: Path, threads: int) -> Work:
+    model, queries = patchcore(name, side, shots, folder).model, pictures(1, side)
+    if search:
+        features = model.feature_extractor(normalised(queries))
+        model.feature_extractor.forward = lambda _images: dict(features)
+    return lambda: model(normalised(queries)).pred_score
+
+
+# Nearest neighbours: 1,024 queries
+
+
+def vectors(count: int, channels: int, seed: int) -> Any:
+    import torch
+
+    found = torch.randn(count, channels, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(found, dim=1)
+
+
+def our_nearest(channels: int, shots: int, folder: Path, threads: int) -> Work:
+    from changepair.tasks.detectors.patches import nearest_cosine
+
+    query, memory = (vectors(count * 1024, channels, seed).view(count, 32, 32, channels) for seed, count in enumerate((1, shots)))
+    query, memory = query.permute(0, 3, 1, 2).contiguous(), memory.permute(0, 3, 1, 2).contiguous()
+    return lambda: nearest_cosine(query, memory).amax(dim=1).flatten()
+
+
+def their_faiss(channels: int, shots: int, folder: Path, threads: int) -> Work:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    query, memory = (vectors(count * 1024, channels, seed).numpy() for seed, count in enumerate((1, shots)))
+    index = faiss.IndexFlatIP(channels)
+    index.add(memory)
+    return lambda: index.search(query, 1)[0].ravel()
+
+
+def their_nearest(channels: int, shots: int, folder: Path, threads: int) -> Work:
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    query, memory = (vectors(count * 1024, channels, seed) for seed, count in enumerate((1, shots)))
+    model = PatchcoreModel(("layer1",), SMALL, pre_trained=False)
+    model.memory_bank = memory
+    return lambda: 1 - model.nearest_neighbors(query, n_neighbors=1)[0] ** 2 / 2  # the cosine of unit vectors
+
+
+# Metrics
+
+
+def masks_and_maps(count: int, folder: Path) -> tuple[Any, Any]:
+    """Return maps of 256x256 with one to three rectangles in every second mask."""
+    import numpy as np
+    from scipy import ndimage
+
+    files = folder / f"masks-{count}.npy", folder / f"maps-{count}.npy"
+    if not files[1].exists():
+        random = np.random.default_rng(0)
+        masks = np.zeros((count, 256, 256), dtype=bool)
+        for mask in masks[::2]:
+            for _ in range(random.integers(1, 4)):
+                top, left, height, width = (*random.integers(0, 200, 2), *random.integers(8, 50, 2))
+                mask[top : top + height, left : left + width] = True
+        maps = ndimage.gaussian_filter(random.random(masks.shape, dtype=np.float32), (0, 4, 4))
+        np.save(files[0], masks)
+        np.save(files[1], 0.7 * (maps - maps.min()) / np.ptp(maps) + np.float32(0.2) * masks)
+    return np.load(files[0]), np.load(files[1])
+
+
+def our_aupro(count: int, folder: Path, threads: int) -> Work:
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+    from tallies import pixels_tally
+
+    from changepair.tasks.scoring.metrics import aupro
+
+    masks, maps = masks_and_maps(count, folder)
+    return lambda: [float(aupro(pixels_tally(masks, maps)))]
+
+
+def their_aupro(count: int, folder: Path, threads: int) -> Work:
+    import torch
+    from anomalib.metrics.aupro import _AUPRO
+
+    masks, maps = map(torch.from_numpy, masks_and_maps(count, folder))
+
+    def work() -> list[float]:
+        metric = _AUPRO()
+        metric.update(maps, masks.int())
+        return [float(metric.compute())]
+
+    return work
+
+
+# Commands of the whole processes
+
+
+def write_pictures(count: str, folder: str) -> None:
+    from PIL import Image
+
+    for number, picture in enumerate(pictures(int(count), 256)):
+        Image.fromarray((picture.permute(1, 2, 0) * 255).byte().numpy()).save(Path(folder) / f"{number:04}.png")
+
+
+def export(folder: str) -> None:
+    """Export a PatchCore of one prompt for both of anomalib's inferencers."""
+    model = patchcore(SMALL, SIDE, 1, Path(folder))
+    model.to_torch(folder)
+    model.to_openvino(folder, input_size=(SIDE, SIDE), onnx_kwargs={"dynamic_shapes": None})  # a batch of one picture
+
+
+def infer(kind: str, model: str, threads: str, *files: str) -> None:
+    """Score files with one of anomalib's inferencers, as its documentation shows."""
+    if kind == OPENVINO:
+        from anomalib.deploy import OpenVINOInferencer
+
+        inferencer: Any = OpenVINOInferencer(model, "CPU", {"INFERENCE_NUM_THREADS": int(threads)})
+    else:
+        import torch
+        from anomalib.deploy import TorchInferencer
+
+        torch.inference_mode().__enter__()
+        inferencer = TorchInferencer(model, "cpu")
+    for file in files:
+        print(file, float(inferencer.predict(file).pred_score.item()))
