@@ -46,12 +46,21 @@ def convolution(
     return found
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """Return the attention (B, H, N, D) of queries to keys and values, as F.scaled_dot_product_attention does."""
-    plain = not args and all(option is None or option is False or option == 0 for name, option in options.items() if name != "scale")
-    if not plain or query.ndim != 4 or query.shape[2] <= FEW_TOKENS or query.shape[1] != key.shape[1] or not runs_onednn(query):
-        return F.scaled_dot_product_attention(query, key, value, *args, **options)
-    scale = query.shape[-1] ** -0.5 if options.get("scale") is None else options["scale"]
+    plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa)
+    if not plain or query.ndim != 4 or query.shape[2] <= FEW_TOKENS or query.shape[:2] != key.shape[:2] or not runs_onednn(query):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     result = query.new_empty(*query.shape[:2], query.shape[2], value.shape[3])
     for one, into, keys, values in zip(query.flatten(0, 1), result.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), strict=True):
         keys, values = keys.contiguous(), values.mT.contiguous()
@@ -125,8 +134,8 @@ def _self_attention(
             query, key, value, width, heads, weight, bias, bias_k, bias_v, add_zero, dropout, out_weight, out_bias, **options
         )
         return found
-    parts = linear(query, weight, bias).unflatten(-1, (3, heads, -1)).permute(2, 1, 3, 0, 4)  # (3, B, H, N, D)
-    joined = attention(*parts.unbind(0), **({} if mask is None else {"attn_mask": mask}))
+    asked, offered, values = linear(query, weight, bias).unflatten(-1, (3, heads, -1)).permute(2, 1, 3, 0, 4)  # (B, H, N, D) each
+    joined = attention(asked, offered, values, mask)
     return linear(joined.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
 
 

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.products import ROWS
 from changepair.tasks.common.tensors import read_tensors
 from changepair.tasks.detectors.detector import Detector, turned, upsample
 from changepair.tasks.detectors.inctrl.model import QUANTILES, InCTRL, binary_focal_loss, quantiles
@@ -25,6 +26,7 @@ from changepair.tasks.detectors.metauas.model import FeatureAlignment, MetaUAS, 
 from changepair.tasks.detectors.metauas.prior import MetaUASPlus
 from changepair.tasks.detectors.metauas.prior import build as build_plus
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.patches import most_alike, nearest_cosine
 from changepair.tasks.detectors.prompt_query.model import PromptQuery
 from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.residual.patch import PatchResidual, contrasted, foreground_of, smoothed
@@ -514,17 +516,21 @@ def test_pictures_on_disk_are_encoded_as_given(encoder: FrozenEncoder, layout: P
 
 
 def test_soft_alignment_never_holds_the_matrix_and_hard_little_of_it() -> None:
-    """The kernel for a large matrix is one that does not write it out."""
+    """In training, the kernel for a large matrix is one that does not write it out. Otherwise, at most ROWS rows are held at once."""
     module = FeatureAlignment(8)
     for query, prompts in (
-        (torch.randn(2, 8, 20, 20), torch.randn(2, 1, 8, 20, 20)),
-        (torch.randn(2, 8, 20, 20), torch.randn(3, 8, 20, 20)),
+        (torch.randn(2, 8, 30, 30), torch.randn(2, 1, 8, 30, 30)),
+        (torch.randn(2, 8, 30, 30), torch.randn(3, 8, 30, 30)),
     ):
         for layout in (torch.contiguous_format, torch.channels_last):
-            with torch.profiler.profile() as profile, torch.inference_mode():
+            with torch.profiler.profile() as profile:
                 module(query.contiguous(memory_format=layout), prompts)
             kernels = {event.name for event in profile.events()}
             assert any("flash_attention" in name for name in kernels) and not any("softmax" in name for name in kernels)
+            with torch.profiler.profile(record_shapes=True) as profile, torch.inference_mode():
+                module(query.contiguous(memory_format=layout), prompts)
+            shapes = [event.input_shapes[0] for event in profile.events() if "_softmax" in event.name]
+            assert shapes and all(rows <= ROWS and columns == 900 for rows, columns in shapes)
     asked, offered, values = torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 8)
     assert torch.equal(hard(asked, offered, values), values[0, 0][(asked @ offered.mT)[0, 0].argmax(dim=1)][None, None])
 
@@ -839,3 +845,23 @@ def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: d
     scores.sum().backward()
     learnt = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
     assert len(learnt) == 2 * 3 + 2 and all(grad is not None and grad.abs().max() > 0 for grad in learnt.values())
+
+
+@pytest.mark.parametrize(("queries", "prompts", "channels"), [(700, 2500, 24), (5, 3, 8), (600, 1056, 16)], ids=str)
+def test_the_most_alike_patch_is_found_in_any_number_of_blocks(queries: int, prompts: int, channels: int) -> None:
+    """More patches than ROWS and COLUMNS, numbers that GROUP does not divide, and equal patches, of which the first counts."""
+    random = torch.Generator().manual_seed(queries)
+    patches, bank = (F.normalize(torch.randn(count, channels, generator=random), dim=1) for count in (queries, prompts))
+    bank[prompts // 2 :] = bank[: prompts - prompts // 2].clone()
+    excluded = torch.rand(queries, prompts, generator=random) < 0.3
+    cosines = (patches.double() @ bank.double().mT).numpy()
+    with torch.no_grad():
+        for pairs in (None, excluded):
+            allowed = cosines if pairs is None else np.where(pairs, -2.0, cosines)
+            found, place = most_alike(patches, bank.mT.contiguous(), pairs)
+            np.testing.assert_allclose(found, allowed.max(axis=1), atol=1e-6)
+            np.testing.assert_allclose(np.take_along_axis(allowed, place[:, None].numpy(), 1)[:, 0], allowed.max(axis=1), atol=1e-6)
+            if pairs is None:
+                assert int(place.max()) < prompts - prompts // 2 + prompts % 2
+        nearest = nearest_cosine(patches.mT[None, :, :, None], bank.mT[None, :, :, None])
+    np.testing.assert_allclose(nearest.flatten(), cosines.max(axis=1), atol=1e-6)

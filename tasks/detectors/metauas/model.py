@@ -73,7 +73,7 @@ def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
     """Attend from (B, K, N, d) to (B, K, M, d). Return the values (B, K, M, C) as (B, K, N, C), without holding the matrix (N, M).
 
     PyTorch's kernels without the matrix need queries and values of one width. Zeros appended to q and k change no product. A small matrix
-    is held, because that is faster than computing the products twice.
+    is held, because that is faster than computing the products twice. Without gradients on a CPU, some rows of it are held at a time.
     """
     if runs_onednn(asked):
         return attention(asked, offered, values, scale=1.0)

@@ -1,0 +1,148 @@
+"""Products in oneDNN equal those of double precision as closely as PyTorch's own do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from changepair.tasks.common import products
+from changepair.tasks.common.products import VARIABLE, attention, convolution, in_onednn, linear, runs_onednn
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).abs().max())
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the operators that ran in oneDNN."""
+    assert products._works()
+    names: list[str] = []
+    linears, convolutions = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise
+
+    def counted(name: str, operator: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            names.append(name)
+            return operator(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted("linear", linears))
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", counted("convolution", convolutions))
+    return names
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(VARIABLE, "0")
+    products._works.cache_clear()
+    products._works()  # remembered, so that it is not counted
+    yield
+    products._works.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(7, 48), (3, 5, 384), (1, 1), (600, 1536)], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_linear_layer_is_that_of_double_precision(used: list[str], shape: tuple[int, ...], biased: bool) -> None:
+    x, weight = drawn(*shape), drawn(70, shape[-1])
+    bias = drawn(70) if biased else None
+    with torch.no_grad():
+        found = linear(x, weight, bias)
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert used == ["linear"] and found.shape == (*shape[:-1], 70)
+    magnitudes = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
+    assert error(found, exact) <= 4 * torch.finfo(torch.float32).eps * float(magnitudes.max())  # a few roundings of the terms' sum
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"groups": 8, "padding": (1, 0)}, {"dilation": 2, "stride": (1, 2)}, {"padding": "same"}],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_a_convolution_is_that_of_double_precision(used: list[str], options: dict[str, Any], layout: torch.memory_format) -> None:
+    x, weight, bias = drawn(2, 8, 13, 11).to(memory_format=layout), drawn(16, 8 // options.get("groups", 1), 3, 3), drawn(16)
+    with torch.no_grad():
+        found = convolution(x, weight, bias, **options)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), **options)
+    assert used == ([] if options.get("padding") == "same" else ["convolution"])
+    assert error(found, exact) <= 2 * error(F.conv2d(x, weight, bias, **options), exact) + 1e-6
+
+
+@pytest.mark.parametrize("tokens", [5, 129, 700])  # few; more than FEW_TOKENS; more than ROWS
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_attention_is_that_of_double_precision(used: list[str], tokens: int, scale: float | None) -> None:
+    query, key, value = drawn(2, 3, tokens, 16), drawn(2, 3, tokens + 1, 16), drawn(2, 3, tokens + 1, 24)
+    value = value[..., :16] if tokens == 5 else value
+    with torch.no_grad():
+        found = attention(query, key, value, scale=scale)
+    weights = (query.double() @ key.double().mT * (0.25 if scale is None else scale)).softmax(dim=-1)
+    exact = weights @ value.double()
+    assert error(found, exact) <= 2 * error(F.scaled_dot_product_attention(query, key, value, scale=scale), exact) + 1e-6
+    assert bool(used) == (tokens > products.FEW_TOKENS)
+
+
+def test_masked_attention_is_pytorchs(used: list[str]) -> None:
+    query, key, value = (drawn(1, 2, 200, 16) for _ in range(3))
+    with torch.no_grad():
+        assert torch.equal(attention(query, key, value, is_causal=True), F.scaled_dot_product_attention(query, key, value, is_causal=True))
+    assert not used
+
+
+class Network(nn.Module):
+    """A convolution, a block of attention by PyTorch's module, and a linear layer."""
+
+    def __init__(self, *, mask: bool) -> None:
+        super().__init__()
+        self.stem, self.attend, self.out = nn.Conv2d(3, 32, 4, 4), nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 8)
+        self.register_buffer("mask", torch.full((144, 144), -torch.inf).triu(1) if mask else None)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        tokens = self.stem(pictures).flatten(2).mT
+        found: Tensor = self.out(tokens + self.attend(tokens, tokens, tokens, need_weights=False, attn_mask=self.mask)[0])
+        return found
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_any_network_runs_in_onednn_within_the_context(used: list[str], mask: bool) -> None:
+    torch.manual_seed(0)
+    network, pictures = Network(mask=mask).eval().requires_grad_(False), drawn(2, 3, 48, 48)
+    with torch.no_grad(), in_onednn(pictures):
+        found = network(pictures)
+    assert {"linear", "convolution"} == set(used) and used.count("linear") >= 3  # both projections of the attention, and the last layer
+    own = network(pictures)
+    exact = network.double()(pictures.double())
+    assert error(found, exact) <= 2 * error(own, exact) + 1e-6
+
+
+def test_the_attention_that_returns_its_weights_is_pytorchs() -> None:
+    torch.manual_seed(0)
+    module, tokens = nn.MultiheadAttention(16, 2).eval().requires_grad_(False), drawn(9, 2, 16)
+    with torch.no_grad():
+        expected = module(tokens, tokens[:4], tokens[:4])
+        with in_onednn(tokens):
+            found = module(tokens, tokens[:4], tokens[:4])
+    assert torch.allclose(found[0], expected[0], atol=1e-6) and torch.allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_gradients_flow_through_pytorchs_own_products(used: list[str]) -> None:
+    layer, x = nn.Linear(4, 3), drawn(5, 4)
+    with in_onednn(x):
+        layer(x).sum().backward()
+    assert layer.weight.grad is not None and torch.allclose(layer.weight.grad, x.sum(dim=0).expand(3, -1)) and not used
+
+
+def test_the_variable_switches_to_pytorchs_products(used: list[str], plain: None) -> None:
+    x, weight = drawn(5, 4), drawn(3, 4)
+    with torch.no_grad():
+        assert not runs_onednn(x)
+        assert torch.equal(linear(x, weight), F.linear(x, weight)) and not used
