@@ -8,6 +8,7 @@ parameters, so that it holds in other domains. Training starts from the patch re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.detectors.patches import most_alike, residual_map
 from changepair.tasks.detectors.residual.patch import PatchResidual
 from changepair.tasks.encoders.encoder import Encoder, Features
@@ -52,6 +54,14 @@ class MetricResidual(PatchResidual):
         learnt = zip(units, cycle(self.offsets), cycle(self.log_scales), strict=False)
         moved = [(unit * unit.shape[1] ** 0.5 - offset[:, None, None]) * scale.exp()[:, None, None] for unit, offset, scale in learnt]
         return [F.normalize(patches, dim=1) for patches in moved]
+
+    def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
+        """Select as the patch residual does, if the other detector has the same metric."""
+        part = super().part_of(other)
+        if part is None or not isinstance(other, MetricResidual):
+            return None
+        metrics = zip((*self.offsets, *self.log_scales), (*other.offsets, *other.log_scales), strict=True)
+        return part if all(torch.equal(mine, theirs) for mine, theirs in metrics) else None
 
     def mean(self, relation: Features) -> Tensor:
         return residual_map(relation, self.log_weights.softmax(dim=0))
