@@ -21,6 +21,7 @@ from changepair.tasks.common.tiles import Grid, seams
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector
 from changepair.tasks.encoders.encoder import Encoder, Features
 from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.scores import Group
 from changepair.tasks.scoring.sharing import Shared
 
 Related = Callable[..., Features]
@@ -42,6 +43,22 @@ class Pool:
     def places(self, episode: Episode) -> list[int]:
         """Return the indices of an episode's prompts."""
         return [self.place[image] for image in episode.prompts]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Episodes whose pictures are cut by the same grid."""
+
+    grid: Grid
+    numbers: Mapping[str, set[int]]
+    """Rows of the episodes in the episodes' table, by detector."""
+    pools: Sequence[Mapping[str, Pool]]
+    """Encoded prompts for each tile, by detector."""
+
+    def episodes(self, detector: str, group: Group) -> dict[int, Episode]:
+        """Return a detector's episodes of a group that are cut by this grid."""
+        numbers = self.numbers.get(detector, set())
+        return {number: episode for number, episode in group.episodes.items() if number in numbers}
 
 
 class Relations:

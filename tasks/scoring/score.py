@@ -28,7 +28,7 @@ from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
-from changepair.tasks.scoring.compare import Pool, Relations, compare, encoded, pictures_at_once, pools_of
+from changepair.tasks.scoring.compare import Cut, Relations, compare, encoded, pictures_at_once, pools_of
 from changepair.tasks.scoring.perturbations import perturbed
 from changepair.tasks.scoring.perturbed import with_perturbed
 from changepair.tasks.scoring.scores import Group, Maps, ScoresFolder, same_queries
@@ -36,6 +36,7 @@ from changepair.tasks.scoring.sharing import Shared, share
 
 CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would otherwise be coarser than a single tile's map
 MOST_CELLS = 1024  # largest number of cells a side of a stored map
+MOST_NAMES = 4  # detectors that a progress bar names
 STEP = round(1 / OVERLAP)
 """Divisor of the cells a side of a tile, so that the tiles of a stored map overlap by whole cells."""
 
@@ -164,7 +165,8 @@ def _score_queries(
     last = max(group.queries for _contender, group in waiting)
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     where = f"score {some.target}/{some.category}{', perturbed' if names else ''}"
-    title = f"{where} {'+'.join(contender.name for contender, _group in waiting)}"
+    who = [contender.name for contender, _group in waiting]
+    title = f"{where} {'+'.join(who) if len(who) <= MOST_NAMES else f'{len(who)} detectors'}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
         stop = min(start + step, last)
         # A detector may have fewer queries. A killed run with another batch size may have scored a part of the batch.
@@ -180,22 +182,6 @@ def _score_queries(
         _score_batch(todo, shared, needed, start, images, tiles, seen, batch_size)
         report(stop / last)
         stopping.check(f"{where}, {stop} of {last} queries scored")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Episodes whose pictures are cut by the same grid."""
-
-    grid: Grid
-    numbers: Mapping[str, set[int]]
-    """Rows of the episodes in the episodes' table, by detector."""
-    pools: Sequence[Mapping[str, Pool]]
-    """Encoded prompts for each tile, by detector."""
-
-    def episodes(self, detector: str, group: Group) -> dict[int, Episode]:
-        """Return a detector's episodes of a group that are cut by this grid."""
-        numbers = self.numbers.get(detector, set())
-        return {number: episode for number, episode in group.episodes.items() if number in numbers}
 
 
 def _cuts(
