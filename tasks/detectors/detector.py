@@ -55,7 +55,7 @@ class Detector(nn.Module):
         The selection has the same bytes as the result of `relate`. The memory of the other detector is then enough for both. By default,
         it is None: a detector uses its own relation only.
         """
-        return _unchanged if other is self else None
+        return unchanged if other is self else None
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
         """Return what scoring needs of prompts (K, 3, H, W) in [0, 1]. `features` are those of the prompts, if already computed."""
@@ -89,7 +89,8 @@ class Detector(nn.Module):
         return scores, upsample(maps, tuple(queries.shape[-2:]))
 
 
-def _unchanged(relation: Features) -> Features:
+def unchanged(relation: Features) -> Features:
+    """Select a whole relation, for `part_of`."""
     return relation
 
 

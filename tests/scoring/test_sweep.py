@@ -19,6 +19,8 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.residual.metric import MetricResidual
+from changepair.tasks.detectors.residual.patch import PatchResidual
+from changepair.tasks.detectors.residual.robust import RobustResidual
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings, RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
@@ -226,6 +228,17 @@ def test_another_metric_has_a_relation_of_its_own() -> None:
     with torch.no_grad():
         other.log_scales[1][3] = 0.5
     assert one.part_of(other) is None and set(share({"a": one, "b": other}).hosts.values()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", [PatchResidual, MetricResidual, RobustResidual])
+def test_another_kind_shares_its_relation_with_none_unless_it_says_how(kind: Any) -> None:
+    class Own(kind):  # type: ignore[misc]
+        """A detector of another package, which may relate otherwise."""
+
+    network = build_encoder(ONE, SIDE)
+    own, base = (Own(network), Own(network)), kind(network)
+    assert own[0].part_of(own[1]) is own[0].part_of(base) is base.part_of(own[0]) is None
+    assert own[0].part_of(own[0]) is not None
 
 
 def test_encoders_at_other_scales_have_one_network_and_their_own_geometry() -> None:

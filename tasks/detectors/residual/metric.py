@@ -57,11 +57,11 @@ class MetricResidual(PatchResidual):
 
     def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
         """Select as the patch residual does, if the other detector has the same metric."""
-        part = super().part_of(other)
-        if part is None or not isinstance(other, MetricResidual):
-            return None
-        metrics = zip((*self.offsets, *self.log_scales), (*other.offsets, *other.log_scales), strict=True)
-        return part if all(torch.equal(mine, theirs) for mine, theirs in metrics) else None
+        if not isinstance(other, MetricResidual) or not type(self) is type(other) is MetricResidual:
+            return super().part_of(other)
+        mine, theirs = ((*one.offsets, *one.log_scales) for one in (self, other))
+        alike = len(mine) == len(theirs) and all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+        return self.selection(other) if alike else None
 
     def mean(self, relation: Features) -> Tensor:
         return residual_map(relation, self.log_weights.softmax(dim=0))

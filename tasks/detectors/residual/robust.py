@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from changepair.tasks.detectors.appearance import versions_of
-from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, other_views, upsample
+from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, other_views, unchanged, upsample
 from changepair.tasks.detectors.patches import PatchDetector, image_scores, median, most_alike, nearest_cosine
 from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
@@ -122,10 +122,10 @@ class RobustResidual(PatchDetector):
 
     def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
         """Share the relation of a detector that differs in `top_share`, `background` or the size of `whole` only."""
-        if not isinstance(other, RobustResidual) or self.encoder.scales != other.encoder.scales or bool(self.whole) != bool(other.whole):
-            return None
-        alike = all(getattr(self, name) == getattr(other, name) for name in RELATING)
-        return (lambda relation: relation) if alike else None
+        if not isinstance(other, RobustResidual) or not type(self) is type(other) is RobustResidual:
+            return super().part_of(other)
+        alike = self.encoder.scales == other.encoder.scales and bool(self.whole) == bool(other.whole)
+        return unchanged if alike and all(getattr(self, name) == getattr(other, name) for name in RELATING) else None
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,) in [0, 1), and anomaly maps (B, h, w) in [0, 1] on the grid of the finest stage."""
