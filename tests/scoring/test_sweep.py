@@ -43,7 +43,6 @@ from changepair.tasks.scoring.sweep import Sweep, on_targets, sweep, write_sweep
 
 CPU = torch.device("cpu")
 SIDE = 64
-BOTH = ("class-specific", "class-agnostic")
 ONE, TWO, HALF = (EncoderSettings(scales=scales) for scales in ((1.0,), (1.0, 0.5), (0.5,)))
 PATCH = PatchResidualSettings(resolution=SIDE, top_share=0.02)
 METRIC, ROBUST = MetricResidualSettings(resolution=SIDE), RobustResidualSettings(encoder=TWO, resolution=SIDE, stages=(3, 4))
@@ -54,13 +53,27 @@ METAUAS = MetaUASSettings(resolution=SIDE, decoder_channels=(16, 16, 16, 16, 16)
 def files(layout: Path) -> EpisodeFiles:
     manifests, files = layout.parent / "manifests", EpisodeFiles.of(layout.parent / "episodes", "small")
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
-    sample(
-        SamplingSettings(shots=(1, 2), seeds=(0, 1), protocols=BOTH),
-        Use((), ("parts",)),
-        manifests=manifests,
-        files=files,
-    )
+    settings = SamplingSettings(shots=(1, 2), seeds=(0, 1), protocols=("class-specific", "class-agnostic"))
+    sample(settings, Use((), ("parts",)), manifests=manifests, files=files)
     return files
+
+
+@contextmanager
+def relating(detectors: Sequence[Detector]) -> Iterator[list[int]]:
+    """Count the queries of each call of the detectors' `relate`."""
+    calls: list[int] = []
+
+    def counting(real: Any) -> Any:
+        def relate(queries: Any, memory: Any) -> Any:
+            calls.append(len(queries[0]))
+            return real(queries, memory)
+
+        return relate
+
+    with pytest.MonkeyPatch.context() as patch:
+        for one in detectors:
+            patch.setattr(one, "relate", counting(one.relate))
+        yield calls
 
 
 @contextmanager
@@ -101,7 +114,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return {"scores": read_scores(folder).drop_columns("detector"), **maps}
 
 
-SETTINGS = {
+SETTINGS: dict[str, list[Any]] = {
     "scales": [replace(PATCH, encoder=encoder) for encoder in (ONE, TWO, HALF)],
     "scores": [
         replace(PATCH, encoder=encoder, self_residual=own, top_share=top)
@@ -137,8 +150,7 @@ def test_sharing_changes_no_byte(name: str, files: EpisodeFiles, tmp_path: Path)
     folders = {one.name: tmp_path / "together" / one.name for one in shared}
     score(shared, files, folders, batch_size=4, device=CPU)
     for number, own in enumerate(settings):
-        torch.manual_seed(0)
-        [alone] = contenders([create_detector(own)], [own], tmp_path / "alone-work", [queries[number]])
+        [alone] = contenders(together([own], build_encoder(own.encoder, SIDE)), [own], tmp_path / "alone-work", [queries[number]])
         score([alone], files, {"0": tmp_path / "alone" / str(number)}, batch_size=4, device=CPU)
         assert contents(folders[str(number)]) == contents(tmp_path / "alone" / str(number)), own
     different = {contents(folder)["scores"]["score"].combine_chunks().to_numpy().tobytes() for folder in folders.values()}
@@ -149,25 +161,19 @@ def test_a_picture_is_encoded_and_related_once_for_all_settings(files: EpisodeFi
     settings = SETTINGS["scores"]
     network = build_encoder(TWO, SIDE)
     shared = contenders(together(settings, network), settings, tmp_path / "work")
-    related: list[int] = []
-    with pytest.MonkeyPatch.context() as patch, counted() as passes:
-        for one in shared:
-            patch.setattr(one.detector, "relate", lambda *given, real=one.detector.relate: (related.append(1), real(*given))[1])
+    with relating([one.detector for one in shared]) as related, counted() as passes:
         score(shared, files, {one.name: tmp_path / one.name for one in shared}, batch_size=32, device=CPU)
-    prompts = {(one.target, prompt) for one in read_episodes(files.episodes) for prompt in one.prompts}
-    queries = {(one.target, query) for one in read_episodes(files.episodes) for query in one.queries}
-    sides = {side: sum(count for count, own in passes if own == side) for side in (SIDE, SIDE // 2)}
-    assert len(prompts) + len(queries) <= sides[SIDE] == sides[SIDE // 2] <= 2 * len(prompts) + len(queries)  # pooled prompts, by category
-    alone = contenders([create_detector(settings[-1])], settings[-1:], tmp_path / "alone")
-    calls = len(related)
-    with pytest.MonkeyPatch.context() as patch:
-        real = alone[0].detector.relate
-        patch.setattr(alone[0].detector, "relate", lambda *given: (related.append(1), real(*given))[1])
-        score(alone, files, {"0": tmp_path / "last"}, batch_size=32, device=CPU)
-    assert 0 < calls == len(related) - calls
+    episodes = read_episodes(files.episodes)
+    prompts, queries = {image for one in episodes for image in one.prompts}, {image for one in episodes for image in one.queries}
+    full, half = (sum(count for count, own in passes if own == side) for side in (SIDE, SIDE // 2))
+    assert len(prompts) + len(queries) <= full == half <= 2 * len(prompts) + len(queries)  # prompts of all categories, for each category
+    last = contenders([create_detector(settings[-1])], settings[-1:], tmp_path / "alone")
+    with relating([last[0].detector]) as alone:
+        score(last, files, {"0": tmp_path / "last"}, batch_size=32, device=CPU)
+    assert related == alone != []
 
 
-OTHER = {
+OTHER: dict[str, Any] = {
     "stages": (4, 5),
     "top_share": 0.3,
     "background": 0.25,
@@ -232,7 +238,7 @@ def test_another_metric_has_a_relation_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", [PatchResidual, MetricResidual, RobustResidual])
 def test_another_kind_shares_its_relation_with_none_unless_it_says_how(kind: Any) -> None:
-    class Own(kind):  # type: ignore[misc]
+    class Own(kind):
         """A detector of another package, which may relate otherwise."""
 
     network = build_encoder(ONE, SIDE)

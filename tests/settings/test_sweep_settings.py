@@ -78,7 +78,8 @@ def test_what_no_weight_depends_on_can_be_swept(detector: str, lines: list[str])
 
 
 def test_stages_that_have_to_run_first_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, state = pipeline_named("quickstart", FILE), {}
+    pipeline = pipeline_named("quickstart", FILE)
+    state: dict[str, Forecast] = {}
     monkeypatch.setattr(dry_run, "forecast", lambda name: state)
     current = {"sample_quickstart": Forecast(), "train_quickstart_metauas": Forecast()}
     state.update(current)
