@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -17,6 +19,7 @@ from changepair.flows.settings.pipelines import READY, Pipeline, detector_of, en
 from changepair.flows.settings.reader import FILE, parse_yaml, read_yaml
 from changepair.flows.stage import stage_name
 from changepair.tasks.common.errors import BadInput, in_short
+from changepair.tasks.common.stopping import EXIT_CODE
 from changepair.tasks.detectors.registry import DETECTORS, base_of, kind_of
 
 if TYPE_CHECKING:
@@ -136,12 +139,16 @@ def refuse_training(detector: str, held: Any, wanted: Any) -> None:
 
 def refuse_outdated(name: str, base: str, pipeline: Pipeline) -> None:
     """Raise BadInput if the episodes of a pipeline or the model of a detector are out of date. base: the detector with the weights."""
-    from changepair.flows.dry_run import forecast
+    from changepair.flows.dry_run import ALWAYS, forecast
+
+    def outdated(stage: str) -> bool:
+        one = found[stage]
+        return any(reason != ALWAYS for reason in one.reasons) or any(map(outdated, one.after))
 
     needed = [stage_name("sample", (name,)), *([stage_name("train", (name, base))] if base in pipeline.trained else [])]
     found = forecast(name)
     for stage in needed:
-        if found[stage].reasons or found[stage].after:
+        if outdated(stage):
             raise BadInput(f"sweep: the stage {stage} has to run first ({found[stage]}); run `dvc repro {stage}`")
 
 
@@ -156,9 +163,11 @@ def scratch(pipeline: str) -> Iterator[Path]:
         with one_at_a_time(f"sweep-{pipeline}", f"sweep {pipeline}", wait=False, tell=tell):
             shutil.rmtree(folder, ignore_errors=True)  # of a killed sweep
             folder.mkdir(parents=True)
+            before = signal.signal(signal.SIGTERM, lambda *_given: sys.exit(EXIT_CODE))  # deletes the folder, too
             try:
                 yield folder
             finally:
+                signal.signal(signal.SIGTERM, before)
                 shutil.rmtree(folder, ignore_errors=True)
     except Held as held:
         raise BadInput(str(held)) from held

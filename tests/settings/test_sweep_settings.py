@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,12 +83,14 @@ def test_stages_that_have_to_run_first_are_named(monkeypatch: pytest.MonkeyPatch
     pipeline = pipeline_named("quickstart", FILE)
     state: dict[str, Forecast] = {}
     monkeypatch.setattr(dry_run, "forecast", lambda name: state)
-    current = {"sample_quickstart": Forecast(), "train_quickstart_metauas": Forecast()}
+    always = {"ingest_elpv": Forecast((dry_run.ALWAYS,)), "objects_elpv": Forecast(after=("ingest_elpv",))}
+    changed = {"ingest_digits": Forecast(("its code changed",)), "objects_digits": Forecast(after=("ingest_digits",))}
+    current = {**always, **changed, "sample_quickstart": Forecast(after=("objects_elpv",)), "train_quickstart_metauas": Forecast()}
     state.update(current)
     refuse_outdated("quickstart", "metauas", pipeline)
     for stage, reason, said in (
         ("sample_quickstart", Forecast(("its output data/episodes/quickstart.parquet is missing",)), "is missing"),
-        ("sample_quickstart", Forecast(after=("ingest_digits",)), "if the output of ingest_digits changes"),
+        ("sample_quickstart", Forecast(after=("objects_elpv", "objects_digits")), "objects_digits changes"),
         ("train_quickstart_metauas", Forecast(("its code changed",)), "its code changed"),
     ):
         state.update({**current, stage: reason})
@@ -136,10 +140,15 @@ def test_a_sweep_leaves_a_table_and_nothing_else(
         (tmp_path / "data/checkpoints/small/sweep/half").write_text("")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("changepair.tasks.scoring.sweep.sweep", stop)
-    with pytest.raises(KeyboardInterrupt):
-        arguments.run(arguments)
-    assert not (tmp_path / "data/checkpoints/small/sweep").exists()
+    def end(*_given: Any, **_named: Any) -> None:
+        (tmp_path / "data/checkpoints/small/sweep/half").write_text("")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for ended, error in ((stop, KeyboardInterrupt), (end, SystemExit)):
+        monkeypatch.setattr("changepair.tasks.scoring.sweep.sweep", ended)
+        with pytest.raises(error):
+            arguments.run(arguments)
+        assert not (tmp_path / "data/checkpoints/small/sweep").exists()
     assert (tmp_path / "data/sweeps/small-patch-residual.csv").read_text() == text
     with sweep.scratch("small"), pytest.raises(BadInput, match="sweep small: another run is active"), sweep.scratch("small"):
         pass
