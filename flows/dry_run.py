@@ -24,6 +24,7 @@ from changepair.tasks.common.texts import read_json
 
 SHOWN = 3
 """Maximum number of reasons, stages or changed modules listed for a stage."""
+ALWAYS = "DVC cannot detect changes of its inputs, so it always runs"
 WORDS = {"deleted": "is missing", "not in cache": "is missing", "modified": "changed", "new": "is new"}
 """Our wording for the states of a file in DVC."""
 
@@ -85,7 +86,7 @@ def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
     """Yield the reasons that DVC reports for a stage, except its code and outputs of other stages. Those are checked separately."""
     for one in said:
         if one == "always changed":
-            yield "DVC cannot detect changes of its inputs, so it always runs"
+            yield ALWAYS
             continue
         if one == "changed command":
             yield "its command changed"

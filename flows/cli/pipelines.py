@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows import explain, init, new, plots
+from changepair.flows import explain, init, new, plots, sweep
 from changepair.flows.cli.command import PIPELINE, Commands
 from changepair.flows.running.console import Volume, set_volume
 from changepair.flows.settings.missing import costs, missing_resources
@@ -57,6 +57,7 @@ def add(commands: Commands) -> None:
     )
     setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
     explain.add(commands)
+    sweep.add(commands)
     plots.add(commands)
 
 

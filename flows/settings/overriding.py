@@ -25,6 +25,23 @@ def override(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> l
 
     Raises BadInput if the pipeline or a key does not exist, or the resulting file would be invalid. The file then stays unchanged.
     """
+    wanted, changes = with_values(pipeline, settings, file)
+    checked(wanted, file)
+    text = read_text(file)
+    for key, _before, value in changes:
+        text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
+    if not _is(text, wanted):
+        raise BadInput(f"{file}: pipelines.{pipeline}: another pipeline shares this section through a YAML anchor; edit the file by hand")
+    if changes:
+        write_text(file, text)
+    return [f"pipelines.{pipeline}.{key}: {before} → {value}" for key, before, value in changes]
+
+
+def with_values(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> tuple[Any, list[tuple[str, Any, Any]]]:
+    """Read the file with other values of a pipeline. Return its content, and the key, the earlier and the new value of each change.
+
+    Raises BadInput if the pipeline or a section does not exist.
+    """
     wanted = read_yaml(file)
     if pipeline not in wanted["pipelines"]:
         raise BadInput(f"{file}: pipelines: no pipeline {pipeline!r}{nearest(pipeline, wanted['pipelines'])}")
@@ -34,19 +51,17 @@ def override(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> l
         if last not in section or section[last] != value:
             changes.append((key, section.get(last, "default"), value))
             section[last] = value
-    check_values(wanted, file)
-    read = parse(Pipelines, wanted, file=file)
+    return wanted, changes
+
+
+def checked(content: Any, file: Path = FILE) -> Pipelines:
+    """Parse the content of the file. Raises BadInput if it would be invalid."""
+    check_values(content, file)
+    read = parse(Pipelines, content, file=file)
     wrong = next(mistakes(read), None)
     if wrong is not None:
         raise BadInput(f"{file}: {wrong}")
-    text = read_text(file)
-    for key, _before, value in changes:
-        text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
-    if not _is(text, wanted):
-        raise BadInput(f"{file}: pipelines.{pipeline}: another pipeline shares this section through a YAML anchor; edit the file by hand")
-    if changes:
-        write_text(file, text)
-    return [f"pipelines.{pipeline}.{key}: {before} → {value}" for key, before, value in changes]
+    return read
 
 
 def add_pipeline(name: str, dataset: Mapping[str, Any], pipeline: str, file: Path = FILE) -> None:

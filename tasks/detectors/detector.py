@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +49,14 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
+        """Return a function that selects this detector's relation from that of another one with the same encoder network.
+
+        The selection has the same bytes as the result of `relate`. The memory of the other detector is then enough for both. By default,
+        it is None: a detector uses its own relation only.
+        """
+        return unchanged if other is self else None
+
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
         """Return what scoring needs of prompts (K, 3, H, W) in [0, 1]. `features` are those of the prompts, if already computed."""
         views = [self.remember(self.encoder(prompts) if features is None else features)]
@@ -79,6 +87,11 @@ class Detector(nn.Module):
             raise ValueError(f"{type(self).__name__} needs at least one prompt")
         scores, maps = self.conclude(features, relation, category)
         return scores, upsample(maps, tuple(queries.shape[-2:]))
+
+
+def unchanged(relation: Features) -> Features:
+    """Select a whole relation, for `part_of`."""
+    return relation
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:

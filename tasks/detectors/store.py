@@ -41,16 +41,16 @@ def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = 
     return _created(settings, encoder or build_encoder(settings.encoder, settings.resolution, filled=filled), settings.encoder)
 
 
-def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) -> Detector:
+def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None, encoder: FrozenEncoder | None = None) -> Detector:
     """Load a detector of a pipeline. If it is trained, its weights are read from models/<name>.
 
     `detectors` maps names to settings, and holds this detector and its base. With `models` None no weights are read, because the caller
-    overwrites all of them.
+    overwrites all of them. `encoder` is that of `create_detector`.
     """
     settings, base = detectors[name], base_of(name, detectors)
     if base != name:
-        return _created(settings, load_detector(base, detectors, models), getattr(settings, "prior", None))
-    detector = create_detector(settings, filled=models is not None)
+        return _created(settings, load_detector(base, detectors, models, encoder), getattr(settings, "prior", None))
+    detector = create_detector(settings, encoder, filled=models is not None)
     if models is not None and DETECTORS[kind_of(settings)].training is not None:
         load_model(models / name, detector)
     return detector

@@ -87,6 +87,16 @@ class FrozenEncoder(nn.Module):
         self.maps *= len(scales)
         self.scales = tuple(scales)
 
+    def at(self, scales: Sequence[float]) -> FrozenEncoder:
+        """Return an encoder with the same network that encodes every picture at other sizes, as `see_at`."""
+        other = copy.copy(self)
+        other.maps = self.maps // len(self.scales)
+        other.channels = (*self.channels[: other.maps], *self.channels[self.maps :])
+        strides = [round(stride * self.scales[0]) for stride in self.strides[: other.maps]]
+        other.strides = (*strides, *self.strides[self.maps :])
+        other.see_at(scales)
+        return other
+
     def features(self, normalised: Tensor) -> Features:
         raise NotImplementedError
 

@@ -7,8 +7,9 @@ class-specific episodes have the same prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,54 +21,105 @@ from changepair.tasks.common.tiles import Grid, seams
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector
 from changepair.tasks.encoders.encoder import Encoder, Features
 from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.scores import Group
+from changepair.tasks.scoring.sharing import Shared
+
+Related = Callable[..., Features]
+"""Relates all queries to the prompts at indices of the pool, or to those of each query, Bxk. With a second argument, the indices of
+queries, it relates these to one prompt each."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The encoded prompts of some episodes, for one tile of the grid."""
+    """The encoded prompts of some episodes, for one tile of the grid, as one detector uses them."""
 
     place: dict[str, int]
     """Index of each prompt, by path."""
     last_stage: Tensor | None
-    """Features of the last stage, KxCxhxw. None without prompts."""
-    memory: dict[str, Features]
-    """Memory of the prompts, by detector."""
+    """Features of the detector's last stage, KxCxhxw. None without prompts."""
+    memory: Features
+    """Memory of the prompts, of the detector's host."""
 
     def places(self, episode: Episode) -> list[int]:
         """Return the indices of an episode's prompts."""
         return [self.place[image] for image in episode.prompts]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Episodes whose pictures are cut by the same grid."""
+
+    grid: Grid
+    numbers: Mapping[str, set[int]]
+    """Rows of the episodes in the episodes' table, by detector."""
+    pools: Sequence[Mapping[str, Pool]]
+    """Encoded prompts for each tile, by detector."""
+
+    def episodes(self, detector: str, group: Group) -> dict[int, Episode]:
+        """Return a detector's episodes of a group that are cut by this grid."""
+        numbers = self.numbers.get(detector, set())
+        return {number: episode for number, episode in group.episodes.items() if number in numbers}
+
+
+class Relations:
+    """Relate a batch of queries to prompts, once for all detectors with the same host."""
+
+    def __init__(self, shared: Shared, features: Features) -> None:
+        """Set the features of the queries, as the shared encoder computes them."""
+        self.shared, self.features = shared, features
+        self._kept: dict[Any, Features] = {}
+
+    def of(self, name: str, part: slice, memory: Features) -> Related:
+        """Return a function that relates some of the queries to prompts for a detector. memory: of the detector's host."""
+        host = self.shared.hosts[name]
+        queries = [stage[part] for stage in self.shared.features(host, self.features)]
+
+        def related(places: Sequence[int] | Tensor, whose: Sequence[int] | None = None) -> Features:
+            chosen = places.tolist() if isinstance(places, Tensor) else [*places]
+            key = (host, part.start, part.stop, None if whose is None else (*whose,), str(chosen))
+            found = self._kept.get(key)
+            if found is None:
+                asked = queries if whose is None else [stage[whose] for stage in queries]
+                offered = [stage[places] if whose is None else stage[places][:, None] for stage in memory]
+                found = self.shared.detectors[host].relate(asked, offered)
+                if self.shared.guests(host) > 1:
+                    self._kept[key] = found
+            return self.shared.parts[name](found)
+
+        return related
+
+
 def pools_of(
-    detectors: Mapping[str, Detector],
+    shared: Shared,
+    names: Collection[str],
     episodes: Sequence[Episode],
     grid: Grid,
     resolution: int,
     resize: Resize,
     batch_size: int,
     device: torch.device,
-) -> list[Pool]:
-    """Encode the prompts of episodes. Return a pool for each tile of the grid. detectors: detectors with one encoder, by name."""
+) -> list[dict[str, Pool]]:
+    """Encode the prompts of episodes. Return the pools for each tile of the grid, by detector. names: detectors that need them."""
     images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
-    encoder = next(iter(detectors.values())).encoder
-    last: list[list[Tensor]] = [[] for _ in range(grid.tiles)]
-    memory: list[dict[str, list[Features]]] = [{name: [] for name in detectors} for _ in range(grid.tiles)]
+    hosts = {shared.hosts[name] for name in names}
+    last: list[dict[int, list[Tensor]]] = [{shared.places[name][-1]: [] for name in names} for _ in range(grid.tiles)]
+    memory: list[dict[str, list[Features]]] = [{host: [] for host in hosts} for _ in range(grid.tiles)]
     step = pictures_at_once(grid, batch_size)
     for start in range(0, len(images), step):
         tiles = read_tiles(images[start : start + step], [grid], resolution, device, resize)[0][grid]
-        for place, features in enumerate(encoded(encoder, tiles, batch_size)):
-            last[place].append(features[-1])
-            for name, detector in detectors.items():
-                memory[place][name].append(detector.of_tile(detector.memorise(tiles[place], features), seams(place, grid, resize)))
+        for place, features in enumerate(encoded(shared.encoder, tiles, batch_size)):
+            for stage, parts in last[place].items():
+                parts.append(features[stage])
+            for host in hosts:
+                detector, own = shared.detectors[host], shared.features(host, features)
+                memory[place][host].append(detector.of_tile(detector.memorise(tiles[place], own), seams(place, grid, resize)))
     index = {image: number for number, image in enumerate(images)}
-    return [
-        Pool(
-            index,
-            torch.cat(stages) if stages else None,
-            {name: [torch.cat(parts) for parts in zip(*batches, strict=True)] for name, batches in remembered.items()},
-        )
-        for stages, remembered in zip(last, memory, strict=True)
-    ]
+    pools = []
+    for stages, remembered in zip(last, memory, strict=True):
+        joined = {stage: torch.cat(parts) if parts else None for stage, parts in stages.items()}
+        known = {host: [torch.cat(parts) for parts in zip(*batches, strict=True)] for host, batches in remembered.items()}
+        pools.append({name: Pool(index, joined[shared.places[name][-1]], known[shared.hosts[name]]) for name in names})
+    return pools
 
 
 def pictures_at_once(grid: Grid, batch_size: int) -> int:
@@ -85,19 +137,19 @@ def encoded(encoder: Encoder, tiles: Tensor, batch_size: int) -> Iterator[Featur
 
 
 def compare(
-    detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
+    detector: Detector, related: Related, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw.
 
-    memory: the detector's memory of the pool. start: index of the batch's first query in the episodes.
+    related: relates the queries to prompts of the pool, as `Relations.of`. start: index of the batch's first query in the episodes.
     """
     for seed in sorted({episode.seed for episode in episodes.values()}):
         of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
-        yield from _compare_seed(detector, memory, queries, of_seed, pool, start)
+        yield from _compare_seed(detector, related, queries, of_seed, pool, start)
 
 
 def _compare_seed(
-    detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
+    detector: Detector, related: Related, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     single = {
         number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
@@ -107,35 +159,32 @@ def _compare_seed(
     together = {number: pool.places(episode) for number, episode in rest.items()}
     shared = () if detector.joint else {place for chosen in together.values() for place in chosen}
     column = {place: number for number, place in enumerate(sorted(shared))}
-    relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
+    relation = related([*column]) if column else []
     alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
     for number, chosen in together.items():
         alike.setdefault((tuple(chosen), _category(detector, episodes[number])), []).append(number)
     for (prompts, category), numbers in alike.items():
-        if detector.joint:
-            own = detector.relate(queries, [stage[[*prompts]] for stage in memory])
-        else:
-            own = [stage[:, [column[place] for place in prompts]] for stage in relation]
+        columns = [column[place] for place in prompts if not detector.joint]
+        own = related([*prompts]) if detector.joint else [stage[:, columns] for stage in relation]
         result = detector.conclude(queries, own, category)
         yield from ((number, *result) for number in numbers)
     for number, places in several.items():
-        own = detector.relate(queries, [stage[places] for stage in memory])
-        yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
+        yield number, *detector.conclude(queries, related(places), _category(detector, episodes[number]))
     for number, episode in episodes.items():
         if not episode.prompts:
             yield number, *detector.conclude(queries, [], _category(detector, episode))
     for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
         choices = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
         distinct = sorted({(query, place) for choice in choices.values() for query, place in enumerate(choice)})
-        related, others = ([pair for pair in distinct if (pair[1] in column) == wanted] for wanted in (True, False))
+        known, others = ([pair for pair in distinct if (pair[1] in column) == wanted] for wanted in (True, False))
 
         def look_up(whose: list[int], places: list[int]) -> Features:
             return [stage[whose, [column[place] for place in places]][:, None] for stage in relation]
 
         def relate(whose: list[int], places: list[int]) -> Features:
-            return detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory])
+            return related(places, whose)
 
-        once = _compare_pairs(detector, queries, related, look_up, category) | _compare_pairs(detector, queries, others, relate, category)
+        once = _compare_pairs(detector, queries, known, look_up, category) | _compare_pairs(detector, queries, others, relate, category)
         for number, choice in choices.items():
             scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
             yield number, torch.stack(scores), torch.stack(maps)

@@ -2,7 +2,7 @@
 
 Pictures are cut into tiles as in `Predictor`. The detector's setting and the episode's prompts determine the grid. Each tile is compared
 with the same tile of the prompts. The image score is the highest score of the tiles. A query is encoded once for all seeds and shots with
-the same grid. Detectors that are scored together have the same encoder, and share this work.
+the same grid. Detectors that are scored together have the same encoder network, and share this work, also at different scales.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
-from changepair.tasks.scoring.compare import Pool, compare, encoded, pictures_at_once, pools_of
+from changepair.tasks.scoring.compare import Cut, Relations, compare, encoded, pictures_at_once, pools_of
 from changepair.tasks.scoring.perturbations import perturbed
 from changepair.tasks.scoring.perturbed import with_perturbed
 from changepair.tasks.scoring.scores import Group, Maps, ScoresFolder, same_queries
+from changepair.tasks.scoring.sharing import Shared, share
 
 CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would otherwise be coarser than a single tile's map
 MOST_CELLS = 1024  # largest number of cells a side of a stored map
+MOST_NAMES = 4  # detectors that a progress bar names
 STEP = round(1 / OVERLAP)
 """Divisor of the cells a side of a tile, so that the tiles of a stored map overlap by whole cells."""
 
@@ -68,7 +70,7 @@ def score(
     perturbations: Sequence[str] = (),
     most_perturbed: int = 0,
 ) -> dict[str, int]:
-    """Score detectors with one encoder and one resolution on every episode. Return the number of scores of each that has a folder.
+    """Score detectors with one encoder network and one resolution on every episode. Return the number of scores of each that has a folder.
 
     `folders` says where to write scores, by detector. Other detectors keep their work for a later call. `only` is the number of the part
     to score (`count_parts`), or None for all parts. `report` receives the share of the work that is done. With `perturbations`,
@@ -80,11 +82,13 @@ def score(
     masked = {image for image, row in pictures.items() if row.mask is not None}
     groups = {one.name: with_perturbed(groups_of(one, episodes, masked), perturbations, most_perturbed) for one in contenders}
     parts = list(zip(*groups.values(), strict=True))
+    shared = share({one.name: one.detector for one in contenders})
     for number, part in enumerate(parts):
         if only not in (None, number):
             continue
         _score_part(
             [(one, group) for one, own in zip(contenders, part, strict=True) for group in own if group.episodes],
+            shared,
             pictures,
             batch_size,
             device,
@@ -117,6 +121,7 @@ def count_parts(files: TargetFiles) -> int:
 @torch.inference_mode()
 def _score_part(
     contenders: Sequence[tuple[Contender, Group]],
+    shared: Shared,
     pictures: Mapping[str, PictureRow],
     batch_size: int,
     device: torch.device,
@@ -130,11 +135,12 @@ def _score_part(
     if not waiting:
         return
     sizes = {image: (row.height, row.width) for image, row in pictures.items()}
-    cuts = _cuts(contenders, {contender.name for contender, _group in waiting}, sizes, batch_size, device)
+    cuts = _cuts(contenders, shared, {contender.name for contender, _group in waiting}, sizes, batch_size, device)
     kinds = list(dict.fromkeys(group.perturbations for _contender, group in waiting))
     for number, perturbations in enumerate(kinds):
         _score_queries(
             [(contender, group) for contender, group in waiting if group.perturbations == perturbations],
+            shared,
             cuts,
             pictures,
             batch_size,
@@ -145,6 +151,7 @@ def _score_part(
 
 def _score_queries(
     waiting: Sequence[tuple[Contender, Group]],
+    shared: Shared,
     cuts: Sequence[Cut],
     pictures: Mapping[str, PictureRow],
     batch_size: int,
@@ -158,7 +165,8 @@ def _score_queries(
     last = max(group.queries for _contender, group in waiting)
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     where = f"score {some.target}/{some.category}{', perturbed' if names else ''}"
-    title = f"{where} {'+'.join(contender.name for contender, _group in waiting)}"
+    who = [contender.name for contender, _group in waiting]
+    title = f"{where} {'+'.join(who) if len(who) <= MOST_NAMES else f'{len(who)} detectors'}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
         stop = min(start + step, last)
         # A detector may have fewer queries. A killed run with another batch size may have scored a part of the batch.
@@ -171,29 +179,14 @@ def _score_queries(
             else None
         )
         tiles, seen = read_tiles(images, [cut.grid for cut in needed], resolution, device, resize, changes)
-        _score_batch(todo, needed, start, images, tiles, seen, batch_size)
+        _score_batch(todo, shared, needed, start, images, tiles, seen, batch_size)
         report(stop / last)
         stopping.check(f"{where}, {stop} of {last} queries scored")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Episodes whose pictures are cut by the same grid."""
-
-    grid: Grid
-    numbers: Mapping[str, set[int]]
-    """Rows of the episodes in the episodes' table, by detector."""
-    pools: Sequence[Pool]
-    """Encoded prompts, one pool for each tile."""
-
-    def episodes(self, detector: str, group: Group) -> dict[int, Episode]:
-        """Return a detector's episodes of a group that are cut by this grid."""
-        numbers = self.numbers.get(detector, set())
-        return {number: episode for number, episode in group.episodes.items() if number in numbers}
-
-
 def _cuts(
     contenders: Sequence[tuple[Contender, Group]],
+    shared: Shared,
     waiting: set[str],
     sizes: Mapping[str, tuple[int, int]],
     batch_size: int,
@@ -211,16 +204,17 @@ def _cuts(
     resolution, resize = contenders[0][0].resolution, contenders[0][0].resize
     cuts = []
     for grid, by_name in grids.items():
-        detectors = {one.name: one.detector for one, _group in contenders if one.name in waiting and one.name in by_name}
-        if detectors:
+        names = [name for name in by_name if name in waiting]
+        if names:
             prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
-            pools = pools_of(detectors, list(prompted.values()), grid, resolution, resize, batch_size, device)
+            pools = pools_of(shared, names, list(prompted.values()), grid, resolution, resize, batch_size, device)
             cuts.append(Cut(grid, {name: set(episodes) for name, episodes in by_name.items()}, pools))
     return cuts
 
 
 def _score_batch(
     waiting: Sequence[tuple[Contender, Group]],
+    shared: Shared,
     cuts: Sequence[Cut],
     start: int,
     images: Sequence[str],
@@ -237,11 +231,15 @@ def _score_batch(
         part = slice(contender.work.done(group) - start, min(len(images), group.queries - start))
         todo.append((contender, group, part, TileResults()))
     for cut in cuts:
-        for place, features in enumerate(encoded(waiting[0][0].detector.encoder, tiles[cut.grid], batch_size)):
+        for place, features in enumerate(encoded(shared.encoder, tiles[cut.grid], batch_size)):
+            relations = Relations(shared, features)
             for contender, group, part, results in todo:
-                detector, pool, episodes = contender.detector, cut.pools[place], cut.episodes(contender.name, group)
-                chosen, memory = [stage[part] for stage in features], pool.memory.get(contender.name, [])
-                for number, scores, maps in compare(detector, memory, chosen, episodes, pool, start + part.start):
+                name, episodes = contender.name, cut.episodes(contender.name, group)
+                if not episodes:
+                    continue
+                pool, own = cut.pools[place][name], [stage[part] for stage in shared.features(name, features)]
+                related = relations.of(name, part, pool.memory)
+                for number, scores, maps in compare(contender.detector, related, own, episodes, pool, start + part.start):
                     _refuse_nan(contender.name, images[part], scores, maps)
                     if contender.resize == "crop" and number in group.kept:
                         maps = uncropped(maps, [boxes(size, cut.grid)[place].size for size in sizes[part]])

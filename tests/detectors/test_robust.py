@@ -19,7 +19,8 @@ from changepair.tasks.detectors.residual.positions import REGISTERED, Positions,
 from changepair.tasks.detectors.residual.settings import RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.compare import Pool, compare
+from changepair.tasks.scoring.compare import Pool, Relations, compare
+from changepair.tasks.scoring.sharing import share
 
 SIDE = 96
 Array = NDArray[np.float64]
@@ -337,7 +338,8 @@ def test_evaluation_decides_from_the_prompts_of_each_episode() -> None:
     }
     with torch.inference_mode():
         features, memory = detector.encoder(queries), detector.memorise(prompts)
-        pool = Pool({name: place for place, name in enumerate(names)}, detector.encoder(prompts)[-1], {})
-        found = {number: scores for number, scores, _maps in compare(detector, memory, features, episodes, pool, 0)}
+        pool = Pool({name: place for place, name in enumerate(names)}, detector.encoder(prompts)[-1], memory)
+        related = Relations(share({"robust": detector}), features).of("robust", slice(0, len(queries)), memory)
+        found = {number: scores for number, scores, _maps in compare(detector, related, features, episodes, pool, 0)}
         for number, places in enumerate(chosen):
             assert torch.allclose(found[number], detector.score(queries, prompts[list(places)])[0], atol=1e-6)

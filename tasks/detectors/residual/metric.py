@@ -8,6 +8,7 @@ parameters, so that it holds in other domains. Training starts from the patch re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.detectors.patches import most_alike, residual_map
 from changepair.tasks.detectors.residual.patch import PatchResidual
 from changepair.tasks.encoders.encoder import Encoder, Features
@@ -52,6 +54,14 @@ class MetricResidual(PatchResidual):
         learnt = zip(units, cycle(self.offsets), cycle(self.log_scales), strict=False)
         moved = [(unit * unit.shape[1] ** 0.5 - offset[:, None, None]) * scale.exp()[:, None, None] for unit, offset, scale in learnt]
         return [F.normalize(patches, dim=1) for patches in moved]
+
+    def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
+        """Select as the patch residual does, if the other detector has the same metric."""
+        if not isinstance(other, MetricResidual) or not type(self) is type(other) is MetricResidual:
+            return super().part_of(other)
+        mine, theirs = ((*one.offsets, *one.log_scales) for one in (self, other))
+        alike = len(mine) == len(theirs) and all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+        return self.selection(other) if alike else None
 
     def mean(self, relation: Features) -> Tensor:
         return residual_map(relation, self.log_weights.softmax(dim=0))

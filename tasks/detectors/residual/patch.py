@@ -5,14 +5,14 @@ It is the visual half of WinCLIP+ (Jeong et al., CVPR 2023, section 4.3) and of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.detectors.detector import ANY_CATEGORY, upsample
+from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
 from changepair.tasks.detectors.patches import PatchDetector, median, nearest_cosine, nearest_of_rest, residual_map, unit_patches
 from changepair.tasks.encoders.encoder import Encoder, Features
 
@@ -87,6 +87,26 @@ class PatchResidual(PatchDetector):
         if self.foreground is not None:
             of_query.append(foreground_of(queries[self.stages[-1] - 1], self.foreground).to(units[0].dtype))
         return [*cosines, *(part.expand(-1, cosines[0].shape[1], -1, -1) for part in of_query)]
+
+    def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
+        if not isinstance(other, PatchResidual) or not type(self) is type(other) is PatchResidual:  # a subclass may relate otherwise
+            return super().part_of(other)
+        return self.selection(other)
+
+    def selection(self, other: PatchResidual) -> Callable[[Features], Features] | None:
+        """Select from the relation of a detector that has the same stages and options, and at least the same scales and residuals."""
+        own, scales = self.encoder.scales, other.encoder.scales
+        each = len(self.stages) // len(own)
+        alike = self.stages[:each] == other.stages[: len(other.stages) // len(scales)]
+        alike = alike and all(getattr(self, name) == getattr(other, name) for name in ("rotations", "mirrored", "foreground"))
+        last = self.foreground is None or own[-1] == scales[-1]  # the foreground is found at the last scale
+        if not alike or not last or not set(own) <= set(scales) or bool(self.self_residual) > bool(other.self_residual):
+            return None
+        places = [scales.index(scale) * each + stage for scale in own for stage in range(each)]
+        if self.self_residual:
+            places += [len(other.stages) + place for place in places]
+        places += [-1] if self.foreground is not None else []
+        return lambda relation: [relation[place] for place in places]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""

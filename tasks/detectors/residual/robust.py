@@ -5,7 +5,7 @@ It extends the patch residual (Jeong et al., "WinCLIP", CVPR 2023, section 4.3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from changepair.tasks.detectors.appearance import versions_of
-from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
+from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, other_views, unchanged, upsample
 from changepair.tasks.detectors.patches import PatchDetector, image_scores, median, most_alike, nearest_cosine
 from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
@@ -24,6 +24,9 @@ SURFACE, OBJECT = 0.18, 0.28
 is an object. On the development datasets, surfaces have 0.10 to 0.20, and labels and parts 0.27 to 0.40."""
 ALIKE = 0.5  # h of two pictures of one surface; about √2 / 3 if the nine windows are independent
 OTHER = 1.0  # h from which the whole-picture statistic raises the image score by its full share
+
+RELATING = ("stages", "pools", "versions", "magnitude", "positions", "radius", "rotations", "mirrored")
+"""Options that the relation depends on, in addition to whether there is a whole-picture statistic."""
 
 
 class RobustResidual(PatchDetector):
@@ -116,6 +119,13 @@ class RobustResidual(PatchDetector):
         known, seams = memory[len(banks) : len(banks) + len(wide)], memory[len(banks) + len(wide) :]
         statistic = [changes(stage, one) for stage, one in zip(wide, known, strict=True)]
         return [*residuals, *statistic, *(one.expand(objects.shape[0], -1, -1) for one in seams), objects[..., None, None]]
+
+    def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
+        """Share the relation of a detector that differs in `top_share`, `background` or the size of `whole` only."""
+        if not isinstance(other, RobustResidual) or not type(self) is type(other) is RobustResidual:
+            return super().part_of(other)
+        alike = self.encoder.scales == other.encoder.scales and bool(self.whole) == bool(other.whole)
+        return unchanged if alike and all(getattr(self, name) == getattr(other, name) for name in RELATING) else None
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,) in [0, 1), and anomaly maps (B, h, w) in [0, 1] on the grid of the finest stage."""
