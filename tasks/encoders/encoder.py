@@ -26,14 +26,14 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard d
 
 
 class Encoder(Protocol):
-    """Maps images (B, 3, H, W) in [0, 1] to feature maps."""
+    """Maps images (B, 3, H, W) in [0, 1] to feature maps. `first` asks for those of the first scale only."""
 
     channels: tuple[int, ...]  # channels of every entry of the features
     strides: tuple[int, ...]  # pixels a position, of every entry; the picture's side for an embedding
     maps: int  # number of maps among the entries: all, or all except the embedding
     scales: tuple[float, ...]  # sizes at which a picture is encoded, as shares of its size; each gives the same number of maps
 
-    def __call__(self, images: Tensor) -> Features: ...
+    def __call__(self, images: Tensor, *, first: bool = False) -> Features: ...
 
 
 class FrozenEncoder(nn.Module):
@@ -69,13 +69,12 @@ class FrozenEncoder(nn.Module):
         """Return itself, so that copies of a detector share the frozen weights."""
         return self
 
-    def forward(self, images: Tensor) -> Features:
-        """Encode images (B, 3, H, W) in [0, 1]."""
+    def forward(self, images: Tensor, *, first: bool = False) -> Features:
+        """Encode images (B, 3, H, W) in [0, 1]. With `first`, return the maps of the first scale only."""
+        scales = self.scales[:1] if first else self.scales
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), nullcontext() if self._compiles else in_onednn(images):
             normalised = (images.float() - self.mean) / self.std
-            if self.scales == (1.0,):
-                return self.features(normalised.contiguous(memory_format=torch.channels_last))
-            found = [self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last)) for scale in self.scales]
+            found = [self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last)) for scale in scales]
             each = self.maps // len(self.scales)
             return [*(map_ for features in found for map_ in features[:each]), *found[0][each:]]
 

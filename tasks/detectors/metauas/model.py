@@ -146,8 +146,8 @@ class MetaUAS(Detector):
 
         Return logits (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
         """
-        features = self.encoder(queries)
-        memory = [stage[:, None] for stage in self.remember(self.encoder(prompts))]
+        features = self.encoder(queries, first=True)
+        memory = [stage[:, None] for stage in self._last(self.encoder(prompts, first=True))]
         return self.segment(features, self._align(features, memory))
 
     @property
@@ -179,12 +179,12 @@ class MetaUAS(Detector):
         return [*aligned, *map(_cosines, self.remember(queries)[start:], memory[start:])] if self.residual else aligned
 
     def _align(self, queries: Features, memory: Features) -> Features:
-        stages = zip(self._first(self.remember(queries)), self._first(memory), self.alignments, strict=True)
+        stages = zip(self._last(queries), memory[: len(self.alignments)], self.alignments, strict=True)
         return [alignment(query, prompts) for query, prompts, alignment in stages]
 
-    def _first(self, stages: Features) -> Features:
-        """Select the aligned stages of the first scale."""
-        return stages[: len(self.alignments)]
+    def _last(self, features: Features) -> Features:
+        """Select the stages of the first scale that are aligned, its last ones."""
+        return features[STAGES - len(self.alignments) : STAGES]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
         """Return logits (B, H, W) at the first scale, without the residual. The aligned features of several prompts are averaged."""
@@ -196,7 +196,7 @@ class MetaUAS(Detector):
 
     def _segment(self, queries: Features, relation: Features, size: Sequence[int]) -> Tensor:
         plain = queries[: STAGES - len(self.alignments)]
-        aligned = zip(self._first(self.remember(queries)), self._first(relation), strict=True)
+        aligned = zip(self._last(queries), relation[: len(self.alignments)], strict=True)
         fused = [self._fuse(query, found.mean(dim=1)) for query, found in aligned]
         finest = queries[0]
         # smp's U-Net decoder only reads the shape of its first entry, the picture.
