@@ -22,9 +22,8 @@ FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic
 
 START = 20.0  # initial inverse temperature of the cosines; it is learnt
 SMALL_MATRIX = 2**17  # entries of the matrix for one query and prompt (512 KiB of float32)
-LARGE = (
-    2**16
-)  # pixels; on a CPU, larger pictures are decoded one by one, which is 2.5 times as fast as 16 at once (320 or 384 pixels a side)
+LARGE = 2**16
+"""Pixels. On a CPU, larger pictures are decoded one by one, which is 2.5 times as fast as 16 at once (320 or 384 pixels a side)."""
 MOST_PRODUCTS = 2**22  # products that hard alignment holds at once (16 MiB of float32)
 
 Alignment = Literal["soft", "hard", "none"]
