@@ -75,15 +75,19 @@ def tally(
         return None
     scores, place = np.unique(positives, return_inverse=True)
     hits = np.bincount(place)
-    higher = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "right"))
-    at_least = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "left"))
+    upto = cast(NDArray[np.intp], np.searchsorted(negatives, scores, "right"))
+    below = upto - among * hits
+    tied = negatives[below - 1] == scores  # only these need a second search, and the lowest score if nothing is below it
+    below[tied] = np.searchsorted(negatives, scores[tied], "left")
+    level, above = upto - below, len(negatives) - upto
+    del upto, below, tied  # the memory of a metric is a few tens of bytes for each anomalous pixel
     if among:
-        own = len(positives) - np.cumsum(hits)  # positives with a higher score
-        higher, at_least = higher - own, at_least - own - hits
+        level -= hits
+        above -= len(positives) - np.cumsum(hits)  # positives with a higher score
     return Tally(
         hits=hits[::-1].astype(np.float64),
-        above=higher[::-1].astype(np.float64),
-        level=(at_least - higher)[::-1].astype(np.float64),
+        above=above[::-1].astype(np.float64),
+        level=level[::-1].astype(np.float64),
         negatives=np.float64(count) * np.ones(()),
         overlap=None if overlap is None else np.bincount(place, overlap)[::-1].astype(np.float64),
     )

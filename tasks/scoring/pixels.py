@@ -50,10 +50,11 @@ def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
     places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
     for index, mask in enumerate(masks):
         if mask is not None and mask.any():
-            _count, regions, statistics, _centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+            _count, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
             inside = np.flatnonzero(mask)
+            region = regions.ravel()[inside]
             places.append(inside + index * mask.size)
-            overlaps.append(1.0 / statistics[regions.ravel()[inside], cv2.CC_STAT_AREA])
+            overlaps.append(1.0 / np.bincount(region)[region])
     known = np.array([mask is not None for mask in masks])
     return Truth(known, shape[0] * shape[1], np.concatenate(places), np.concatenate(overlaps))
 

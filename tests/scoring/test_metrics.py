@@ -98,6 +98,23 @@ def test_auroc_ap_and_f1max_are_scikit_learns(rows: list[tuple[bool, int]]) -> N
     assert np.trapezoid(*reversed(roc(counts))) == pytest.approx(auroc(counts))  # the curve drawn is the curve measured
 
 
+@settings(deadline=None)
+@given(MASKS, MAPS, st.booleans())
+def test_a_tally_counts_each_threshold(masks: np.ndarray, maps: np.ndarray, among: bool) -> None:
+    """Whether the negatives are separated before, or the positives are among them; with ties and without."""
+    truth = truth_of(list(masks), masks.shape[1:])
+    counts = tally(maps.ravel()[truth.anomalous], np.sort(maps if among else maps[~masks], axis=None), truth.overlap, among=among)
+    share = np.zeros(masks.shape)
+    for index, region in regions(masks):
+        share[index][region] = 1 / region.sum()
+    thresholds = np.unique(maps[masks])[::-1]
+    assert counts is not None and counts.negatives == (~masks).sum()
+    assert counts.hits.tolist() == [(maps[masks] == threshold).sum() for threshold in thresholds]
+    assert counts.above.tolist() == [(maps[~masks] > threshold).sum() for threshold in thresholds]
+    assert counts.level.tolist() == [(maps[~masks] == threshold).sum() for threshold in thresholds]
+    assert counts.overlap == pytest.approx(np.array([share[maps == threshold].sum() for threshold in thresholds]))
+
+
 @settings(max_examples=60, deadline=None)
 @given(MASKS, MAPS)
 def test_aupro_is_the_definitions(masks: np.ndarray, maps: np.ndarray) -> None:
