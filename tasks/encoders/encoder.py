@@ -75,6 +75,8 @@ class FrozenEncoder(nn.Module):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), nullcontext() if self._compiles else in_onednn(images):
             normalised = (images.float() - self.mean) / self.std
             found = [self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last)) for scale in scales]
+            if len(found) == 1:
+                return found[0]
             each = self.maps // len(self.scales)
             return [*(map_ for features in found for map_ in features[:each]), *found[0][each:]]
 
