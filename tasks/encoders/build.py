@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.clip import ClipEncoder
@@ -19,6 +20,8 @@ from changepair.tasks.encoders.lite import LiteEncoder, efficientnet_lite
 from changepair.tasks.encoders.presets import command_for, preset_of
 from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.encoders.weights import PACKAGED_FILES, file_of_tag, packaged_weights, read_weights
+
+NUMPY = (".npz", ".npy")  # files of big_vision, which open_clip reads otherwise
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
@@ -123,10 +126,28 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it warns about random weights, which are intended here
     try:
-        network = _fetched(settings, partial(open_clip.create_model, settings.name, **asked))
+        file = Path(asked.get("pretrained") or "")
+        if file.is_file() and file.suffix not in NUMPY:
+            network = _fetched(settings, partial(_clip_of_file, settings.name, file, image_size=resolution))
+        else:
+            network = _fetched(settings, partial(open_clip.create_model, settings.name, **asked))
     finally:
         logging.root.setLevel(level)
     return ClipEncoder(network, partial(open_clip.get_tokenizer, settings.name), layers=settings.layers, layer_norm=settings.layer_norm)
+
+
+def _clip_of_file(name: str, file: Path, *, image_size: int) -> nn.Module:
+    """Build an open_clip network whose tensors are those of the file, without a copy."""
+    import open_clip
+    from torch.utils.serialization import config
+
+    network: Any = open_clip.create_model(name, load_weights=False, force_image_size=image_size, pretrained_text=False)
+    network.load_state_dict = partial(network.load_state_dict, assign=True)
+    # torch.load refuses to map files of PyTorch before 1.6.
+    with config.patch("load.mmap", zipfile.is_zipfile(file)):  # type: ignore[attr-defined]
+        open_clip.load_checkpoint(network, str(file))
+    del network.load_state_dict
+    return cast(nn.Module, network.float())
 
 
 def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:

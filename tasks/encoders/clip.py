@@ -13,7 +13,8 @@ from changepair.tasks.common.products import in_onednn
 from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
-TOKENS_AT_ONCE = 2048  # tokens of windows in one pass through the transformer, so that activations stay in the processor's cache
+TOKENS_AT_ONCE = 1024  # tokens of windows in one pass through the transformer, so that activations stay in the processor's cache
+TEXTS_AT_ONCE = 16
 WINDOWS = (2, 3)  # window sides in patches (WinCLIP, section 4.2)
 
 
@@ -60,7 +61,8 @@ class ClipEncoder(FrozenEncoder):
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Embed texts: (N, D), not normalised."""
         with torch.autocast(self.mean.device.type, enabled=False), in_onednn(self.mean):
-            return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
+            tokens = self.tokenizer()(texts).to(self.mean.device)
+            return torch.cat([self.network.encode_text(part) for part in tokens.split(TEXTS_AT_ONCE)])  # type: ignore[operator]
 
 
 class WindowEncoder(FrozenEncoder):

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from changepair.tasks.common import products
-from changepair.tasks.common.products import VARIABLE, attention, convolution, in_onednn, linear, runs_onednn
+from changepair.tasks.common.products import VARIABLE, attention, convolution, in_onednn, join_gelu, linear, runs_onednn
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -146,3 +147,24 @@ def test_the_variable_switches_to_pytorchs_products(used: list[str], plain: None
     with torch.no_grad():
         assert not runs_onednn(x)
         assert torch.equal(linear(x, weight), F.linear(x, weight)) and not used
+
+
+@pytest.mark.parametrize("of", ["timm", "Sequential"])
+def test_a_linear_layer_is_joined_with_the_gelu_after_it(used: list[str], of: str) -> None:
+    def layers(activation: type[nn.Module]) -> nn.Module:
+        torch.manual_seed(0)
+        if of == "timm":
+            return Mlp(8, 16, act_layer=activation)
+        return nn.Sequential(nn.Linear(8, 16), activation(), nn.Linear(16, 8))
+
+    x, own = drawn(5, 8), layers(nn.GELU)
+    joined, other = layers(nn.GELU).requires_grad_(False), layers(nn.ReLU)
+    join_gelu(joined)
+    join_gelu(other)
+    assert joined.state_dict().keys() == own.state_dict().keys() and not any(isinstance(part, nn.GELU) for part in joined.modules())
+    assert any(isinstance(part, nn.ReLU) for part in other.modules())
+    assert torch.equal(joined(x), own(x)) and not used  # with gradients
+    with torch.no_grad(), in_onednn(x):
+        found = joined(x)
+    exact = own.double()(x.double())
+    assert set(used) == {"linear"} and len(used) >= 2 and error(found, exact) < 1e-6
