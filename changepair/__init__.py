@@ -42,7 +42,10 @@ def __getattr__(name: str) -> Any:
         return version("changepair")
     if name not in _MODULES:
         raise AttributeError(f"module 'changepair' has no attribute {name!r}")
-    return getattr(import_module(f"changepair.tasks.{_MODULES[name]}"), name)
+    from changepair.tasks.common.imports import uncollected
+
+    with uncollected(freeze=False):
+        return getattr(import_module(f"changepair.tasks.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

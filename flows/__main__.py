@@ -12,7 +12,7 @@ from changepair.tasks.common.stopping import defer_ctrl_c
 
 def main() -> None:
     defer_ctrl_c()
-    with uncollected():
+    with uncollected(freeze=True):
         from changepair.flows.cli import main as work
 
     work()

@@ -86,7 +86,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
         if not is_kit(kit):
             raise BadInput(f"{kit}: is not a kit, because {KIT_NAME} is missing; create one with `changepair predict --write-kit`")
     files = files_of(prompts)
-    with uncollected():
+    with uncollected(freeze=True):
         from changepair.tasks.detectors.detector import ANY_CATEGORY
         from changepair.tasks.prediction.predictor import Predictor
 

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Import packages without garbage collection, and leave all objects that exist at the end out of later collections.
+def uncollected(*, freeze: bool) -> Iterator[None]:
+    """Import packages without garbage collection in between.
 
-    The import of torch creates 190,000 objects, which stay. Otherwise the collector visits them again and again, and at the end of the
-    process too, which takes a third of the time of `import torch`. Use it in a process that this project starts, not in a library.
+    The import of torch creates 190,000 objects, which stay. The collector would visit them again and again, and at the end of the process
+    too: this takes a third of the time of `import torch`.
+
+    `freeze` sets whether later collections leave out all objects that exist at the end. Set it in a process that this project starts, and
+    not in a library, because it includes the objects of the caller.
     """
     if not gc.isenabled():
         yield
@@ -21,5 +24,6 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if freeze:
+            gc.freeze()
         gc.enable()

@@ -25,6 +25,7 @@ from torch import Tensor
 from changepair.tasks.common.decoding import Intensity, choose_range, extent_of
 from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.imports import uncollected
 from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tensors import joined_maps, squared_tile, uncropped
@@ -117,6 +118,7 @@ class Predictor:
         self.threshold = threshold
 
     @classmethod
+    @uncollected(freeze=False)  # it imports the detector, with the libraries that this one needs
     def load(cls, model: str | Path = "packaged", *, device: torch.device | None = None) -> Predictor:
         """Load a detector.
 

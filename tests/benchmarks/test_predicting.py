@@ -18,7 +18,7 @@ from changepair.tasks.prediction.export import export
 from changepair.tasks.prediction.predictor import Predictor
 
 pytestmark = pytest.mark.bench
-FIRST_ANSWER = 10.0  # seconds, at most
+FIRST_ANSWER = {"packaged": 3.0, "metric-residual": 3.0, "metauas": 10.0}  # seconds, at most; the decoder of MetaUAS imports smp
 RATE = 15.0  # pictures a second, at least
 RUNS = 3
 
@@ -43,7 +43,7 @@ def test_the_first_answer_and_those_after_it(pictures: list[Path], model: str, t
     times = {count: sorted(seconds(count) for _ in range(RUNS))[RUNS // 2] for count in (1, 200)}
     rate = 199 / (times[200] - times[1])
     print(f"\n{model}: first answer after {times[1]:.1f} s, then {rate:.0f} pictures a second")
-    assert times[1] <= FIRST_ANSWER and rate >= RATE
+    assert times[1] <= FIRST_ANSWER[model] and rate >= RATE
 
 
 @pytest.mark.parametrize("model", ["packaged", "metric-residual", "metauas"])
