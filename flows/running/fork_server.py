@@ -9,126 +9,68 @@ import atexit
 import gc
 import json
 import os
+import re
 import select
 import signal
 import socket
 import struct
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from importlib import import_module, invalidate_caches
+from importlib import invalidate_caches
 from importlib.util import find_spec
 from types import ModuleType
 
 from changepair.flows.running.forking import FORWARDED, SERVER, Request, describe_process
+from changepair.flows.running.imports import Sources
 from changepair.tasks.common.stopping import die_with_parent
 
 IGNORED = (signal.SIGTERM, signal.SIGHUP)  # by the server, which ends after the run
 PATIENCE = 30.0  # seconds for a request to arrive
-SETTLED = 100_000_000  # nanoseconds by which a file must be older than its import: the resolution of a file system's clock
-QUICK = tuple(f"changepair.flows.{kind}" for kind in ("ingest", "objects", "sample"))  # import no torch
-FIRST = (
+ALWAYS = (
     "changepair.flows.running.entry",
     "prefect",
     "changepair.flows.running.api",
     "changepair.flows.running.steps",
+    "prefect.concurrency.services",
     "prefect.task_runners",
-    "prefect.events.worker",
-    "prefect.logging.handlers",
-    "changepair.tasks.ingestion.ingest",
-    "changepair.tasks.sampling.sample",
+    "prefect.utilities.visualization",
+    "anyio._backends._asyncio",
+    "pandas",
 )
-THEN = ("torch",)
-"""Modules that most stages import. They start no thread and initialise no GPU."""
+"""Modules that every flow imports. As those below, they start no thread of Python and initialise no GPU."""
+NEEDED = {
+    "ingest": ("changepair.tasks.ingestion.ingest",),
+    "objects": ("changepair.tasks.ingestion.objects.ingest",),
+    "sample": ("changepair.tasks.sampling.sample",),
+    "inpainter": ("changepair.tasks.inpainting.inpainter",),
+    "synthesize": ("changepair.tasks.synthesis.synthesize",),
+    "train": ("changepair.tasks.detectors.train", "changepair.tasks.training.processes"),
+    "score": ("changepair.tasks.scoring.batch_scoring",),
+    "metrics": ("changepair.tasks.scoring.measure", "changepair.tasks.reporting.curves"),
+    "report": ("changepair.tasks.reporting.galleries", "changepair.tasks.reporting.report", "changepair.flows.promotion.history"),
+}
+"""Modules that a kind of stage imports. A module that is missing here is imported in each fork."""
 
 
-def _state(file: str) -> list[int] | None:
-    """Return what changes whenever a file is written, replaced or deleted; None if it does not exist."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _own_files() -> Iterator[str]:
-    """List the files of this package in the working directory or where it is installed, and files that select packages and settings."""
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    for name in ("flows", "tasks"):
-        for place, folders, files in os.walk(os.path.join(home, name)):
-            folders[:] = [one for one in folders if one != "__pycache__"]
-            yield from (os.path.join(place, file) for file in files)
-    yield from ("requirements.lock", "pyproject.toml", "prefect.toml", ".env")
-    prefect = os.path.expanduser(os.environ.get("PREFECT_HOME", "~/.prefect"))
-    yield os.environ.get("PREFECT_PROFILES_PATH", os.path.join(prefect, "profiles.toml"))
-
-
-def _loaded_files() -> set[str]:
-    """List the files that this process has loaded: of modules, and libraries."""
-    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
-    modules = {file for file in files if isinstance(file, str) and os.path.isabs(file)}  # torch makes modules without a file
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        return modules | {parts[5] for line in maps if len(parts := line.rstrip("\n").split(None, 5)) > 5 and ".so" in parts[5]}
-
-
-def _names_on_path() -> dict[str, set[str]]:
-    """List the names in each folder of sys.path."""
-    found = {}
-    for folder in sys.path:
-        with suppress(OSError):
-            found[folder] = set(os.listdir(folder))
-    return found
-
-
-class _Sources:
-    """What the imports of the server have read. A file that differs later would be read differently by a plain start."""
-
-    def __init__(self) -> None:
-        self.states = {file: _state(file) for file in _own_files()}
-        self.names = _names_on_path()
-        self.loaded: dict[str, list[int] | None] = {}
-        self.unsettled = ""
-        self.load(())
-
-    def load(self, modules: Sequence[str]) -> None:
-        """Import modules, and record what they loaded."""
-        began = time.time_ns()
-        for module in modules:
-            with suppress(Exception):  # the stage reports it
-                import_module(module)
-        for file in _loaded_files() - self.loaded.keys():
-            self.loaded[file] = state = _state(file)
-            if state is None or state[4] > began - SETTLED:  # it was perhaps written while it was read
-                self.unsettled = file
-
-    def changed(self) -> str:
-        """Return a file that differs from the one that was read; "" without one."""
-        own = {file: _state(file) for file in _own_files()}
-        for before, now in ((self.states, own), (self.loaded, {file: _state(file) for file in self.loaded})):
-            for file in before.keys() | now.keys():
-                if before.get(file) != now.get(file):
-                    return file
-        tops = {name.partition(".")[0] for name in sys.modules}
-        before, now = self.names, _names_on_path()
-        for folder in before.keys() | now.keys():
-            for name in before.get(folder, set()) ^ now.get(folder, set()):
-                if name.partition(".")[0] in tops or name.endswith((".pth", "-info", ".egg-link")):
-                    return os.path.join(folder, name)
-        return self.unsettled
+def _kinds_from(kind: str) -> Iterator[str]:
+    """List a kind of stage and the kinds after it in dvc.yaml, which lists stages in order."""
+    with suppress(OSError), open("dvc.yaml", encoding="utf-8") as plan:
+        kinds = list(dict.fromkeys(re.findall(r"^ +cmd: python -m changepair\.flows\.(\w+)", plan.read(), re.MULTILINE)))
+        yield from kinds[kinds.index(kind) :] if kind in kinds else ()
 
 
 class _Server:
     """Fork a process for each stage, and report its end to the command of the stage. It has one thread, so that its forks are sound."""
 
     def __init__(self, listener: socket.socket, lifeline: socket.socket) -> None:
-        self.process, self.sources = describe_process(), _Sources()
+        self.process, self.sources = describe_process(), Sources()
         self.listener, self.lifeline, self.own = listener, lifeline, os.getpid()
         self.children: dict[int, socket.socket] = {}
-        self.waiting = [*FIRST, *THEN]
-        self.asked = self.ended = False
+        self.waiting: list[str] = []  # modules to import while a stage runs
+        self.ended = False
         self.wake, wakes = socket.socketpair()
         wakes.setblocking(False)
         self.wakes = wakes
@@ -140,7 +82,7 @@ class _Server:
     def serve(self) -> Request | None:
         """Return None when the run has ended and all forks too. Return the request of a stage in its fork."""
         while self.children or not self.ended:
-            idle = self.asked and self.waiting and not self.ended
+            idle = self.waiting and not self.ended
             files = [self.wake, *self.children.values(), *(() if self.ended else (self.listener, self.lifeline))]
             ready = select.select(files, (), (), 0 if idle else None)[0]
             if not ready:
@@ -199,10 +141,9 @@ class _Server:
             differing += sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         if differing:
             return f"it differs from the run: {', '.join(differing)}"
-        self.asked = True
-        needed = FIRST if request.module in QUICK else (*FIRST, *THEN)
-        self.sources.load([name for name in self.waiting if name in needed])
-        self.waiting = [name for name in self.waiting if name not in needed]
+        kind = request.module.rpartition(".")[2]
+        self.sources.load((*ALWAYS, *NEEDED.get(kind, ())))
+        self.waiting = [name for later in _kinds_from(kind) for name in NEEDED.get(later, ()) if name not in sys.modules]
         if threading.active_count() > 1:
             return "a module has started a thread"
         changed = self.sources.changed()

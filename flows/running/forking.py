@@ -132,7 +132,7 @@ def fork_server() -> Iterator[None]:
             files = (listener.fileno(), theirs.fileno())
             # DVC starts stages with the `python` of PATH.
             command = [shutil.which("python") or sys.executable, "-m", "changepair.flows.running.fork_server", *map(str, files)]
-            server = subprocess.Popen(command, pass_fds=files)
+            server = subprocess.Popen(command, pass_fds=files, env=dict(os.environ))  # as for stages: libraries may add others in C
         os.environ[SERVER] = address
         try:
             yield
