@@ -84,9 +84,9 @@ def logged_in(url: str, login: str | None) -> Iterator[None]:
 
     Prefect's clients of this process share a TLS context. Each would read the certificates of all authorities, even for an API without TLS.
     """
-    if orchestration.ssl is ssl:
+    if vars(orchestration)["ssl"] is ssl:
         shared = SimpleNamespace(**{**vars(ssl), "create_default_context": cache(ssl.create_default_context)})
-        setattr(orchestration, "ssl", shared)  # noqa: B010 - the name of a module there
+        setattr(orchestration, "ssl", shared)  # noqa: B010 - Prefect's module has no other place for it
     if login is not None:
         os.environ["PREFECT_API_AUTH_STRING"] = login
     with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}):

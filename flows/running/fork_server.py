@@ -22,6 +22,7 @@ from contextlib import closing, contextmanager, suppress
 from importlib import invalidate_caches
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any, cast
 
 from changepair.flows.running.forking import FORWARDED, SERVER, Request, describe_process
 from changepair.flows.running.imports import Sources
@@ -141,7 +142,7 @@ class _Server:
             differing += sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         if differing:
             return f"it differs from the run: {', '.join(differing)}"
-        kind = request.module.rpartition(".")[2]
+        kind = request.command[2].rpartition(".")[2]
         self.sources.load((*ALWAYS, *NEEDED.get(kind, ())))
         self.waiting = [name for later in _kinds_from(kind) for name in NEEDED.get(later, ()) if name not in sys.modules]
         if threading.active_count() > 1:
@@ -169,28 +170,29 @@ class _Server:
             one.close()
         for number in (signal.SIGCHLD, *IGNORED):
             signal.signal(number, signal.SIG_IGN if number in request.process["ignored signals"] else signal.SIG_DFL)
+        sys.path[:] = request.process["interpreter"][0]  # OpenCV adds its folder
         os.environ.clear()
         os.environ.update({name: value for name, value in request.environment.items() if name != SERVER})
         die_with_parent()
         if os.getppid() != self.own:
             os.kill(os.getpid(), signal.SIGTERM)
+        # Forks would draw the same numbers. Python's own generator takes a new seed itself.
         if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()  # forks would draw the same numbers; Python's own generator does this itself
+            sys.modules["numpy"].random.seed()
+        if "torch" in sys.modules:
+            sys.modules["torch"].default_generator.seed()
         invalidate_caches()
         signal.pthread_sigmask(signal.SIG_SETMASK, request.process["blocked signals"])
 
 
 def _run(request: Request) -> None:
     """Run a module as `python -m` does."""
-    spec = find_spec(request.module)
-    main = ModuleType("__main__")
-    code = spec.loader.get_code(request.module)
+    main, spec = ModuleType("__main__"), cast(Any, find_spec(request.command[2]))
     main.__dict__.update(__spec__=spec, __file__=spec.origin, __loader__=spec.loader, __package__=spec.parent, __cached__=spec.cached)
-    main.__dict__["__builtins__"] = __builtins__
-    sys.argv[:] = [spec.origin, *request.arguments]
-    sys.orig_argv[1:] = ["-m", request.module, *request.arguments]
+    sys.orig_argv[:] = request.command
+    sys.argv[:] = [spec.origin, *request.command[3:]]
     sys.modules["__main__"] = main
-    exec(code, main.__dict__)
+    exec(spec.loader.get_code(request.command[2]), main.__dict__)
 
 
 class _Exit:

@@ -26,15 +26,14 @@ OF_A_STAGE |= {"DVC_ROOT", "DVC_STAGE", "OLDPWD", "PWD", "SHLVL", "_"}
 """Environment variables that no library reads in its import. All others must equal those of the server."""
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the command of a stage passes on to its fork. A terminal sends Ctrl-C to both, so that is not passed on."""
-LAST = 5.0  # seconds for the server to end
+LAST = 0.5  # seconds for the server to end, which may import something
 CODE = "changepair.flows.code"  # imports neither Prefect nor torch
 
 
 class Request(NamedTuple):
     """A stage that the server is asked to start."""
 
-    module: str
-    arguments: list[str]
+    command: list[str]  # python -m <module> <arguments>
     environment: dict[str, str]
     process: dict[str, Any]  # of `describe_process`
 
@@ -45,7 +44,7 @@ def hand_over() -> None:
     is_stage = sys.orig_argv[1:2] == ["-m"] and module.startswith("changepair.flows.") and module.count(".") == 2 and module != CODE
     if not address or not is_stage or "DVC_STAGE" not in os.environ or _has_startup_code():
         return
-    request = Request(module, sys.orig_argv[3:], dict(os.environ), describe_process())
+    request = Request(sys.orig_argv, dict(os.environ), describe_process())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for the fork
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
@@ -61,7 +60,7 @@ def hand_over() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _follow(fork: int, answer: Any, mask: set[signal.Signals]) -> None:
+def _follow(fork: int, answer: Any, mask: Any) -> None:
     """Pass signals on to a fork, wait for its end, and end this process in the same way."""
 
     def forward(number: int, _frame: object) -> None:
@@ -100,7 +99,7 @@ def describe_process() -> dict[str, Any]:
     os.umask(umask)
     here = os.stat(".")
     return {
-        "interpreter": [sys.executable, sys.version, sys.prefix, sys.path, list(sys.flags), sys.warnoptions, sorted(sys._xoptions)],
+        "interpreter": [list(sys.path), sys.executable, sys.version, sys.prefix, list(sys.flags), sys.warnoptions, sorted(sys._xoptions)],
         "environment": {name: value for name, value in os.environ.items() if name not in OF_A_STAGE},
         "working directory": [os.getcwd(), here.st_dev, here.st_ino],
         "user": [*os.getresuid(), *os.getresgid(), *os.getgroups()],
@@ -137,7 +136,7 @@ def fork_server() -> Iterator[None]:
         try:
             yield
         finally:
-            del os.environ[SERVER]
+            os.environ.pop(SERVER, None)
             ours.close()  # ends the server
             try:
                 server.wait(timeout=LAST)

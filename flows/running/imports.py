@@ -35,16 +35,16 @@ class Sources:
 
     def changed(self) -> str:
         """Return a file that differs from the one that was read; "" without one."""
-        own = {file: _state(file) for file in _own_files()}
-        for before, now in ((self.states, own), (self.loaded, {file: _state(file) for file in self.loaded})):
-            for file in before.keys() | now.keys():
-                if before.get(file) != now.get(file):
-                    return file
-        tops = {name.partition(".")[0] for name in sys.modules}
-        before, now = self.names, _names_on_path()
-        for folder in before.keys() | now.keys():
-            for name in before.get(folder, set()) ^ now.get(folder, set()):
-                if name.partition(".")[0] in tops or name.endswith((".pth", "-info", ".egg-link")):
+        before = {**self.loaded, **self.states}
+        now = {file: _state(file) for file in (*self.loaded, *_own_files())}
+        for file in before.keys() | now.keys():
+            if before.get(file) != now.get(file):
+                return file
+        tops, names = {name.partition(".")[0] for name in sys.modules}, _names_on_path()
+        for folder in self.names:
+            for name in self.names[folder] ^ names.get(folder, set()):
+                top, _, suffix = name.partition(".")
+                if name.endswith((".pth", "-info", ".egg-link")) or (top in tops and suffix.rpartition(".")[2] in ("", "py", "pyc", "so")):
                     return os.path.join(folder, name)
         return self.unsettled
 
