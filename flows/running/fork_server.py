@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import os
 import re
@@ -41,7 +42,7 @@ ALWAYS = (
     "anyio._backends._asyncio",
     "pandas",
 )
-"""Modules that every flow imports. As those below, they start no thread of Python and initialise no GPU."""
+"""Modules that every flow imports. They start no thread of Python and initialise no GPU, and neither do those below."""
 NEEDED = {
     "ingest": ("changepair.tasks.ingestion.ingest",),
     "objects": ("changepair.tasks.ingestion.objects.ingest",),
@@ -217,10 +218,13 @@ class _Exit:
             raise
 
     def _end(self) -> None:
-        if self.code is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(self.code)
+        if self.code is None:
+            return
+        for one in gc.get_objects():  # without those of the server
+            if issubclass(type(one), io.IOBase) and not one.closed:
+                with suppress(OSError, ValueError):
+                    one.flush()
+        os._exit(self.code)
 
 
 def serve(listener: int, lifeline: int) -> None:

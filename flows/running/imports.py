@@ -13,7 +13,7 @@ SETTLED = 100_000_000  # nanoseconds by which a file must be older than its impo
 
 
 class Sources:
-    """What the imports of the server have read. A file that differs later would be read differently by a plain start."""
+    """Record the state of files that imports of this process have read. A later start would read a changed file."""
 
     def __init__(self) -> None:
         self.states = {file: _state(file) for file in _own_files()}

@@ -43,7 +43,9 @@ from torch.utils.data import DataLoader
 torch.manual_seed(0)
 a = torch.randn(700, 700)
 digest = lambda tensor: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-one = digest(a @ a)
+if torch.cuda.is_available():
+    torch.zeros(1, device="cuda")
+one = digest(a @ a) + digest(torch.from_numpy(a.numpy() @ a.numpy()))
 torch.set_num_threads(2)
 two = digest(torch.nn.functional.conv2d(a.view(1, 1, 700, 700), torch.ones(8, 1, 5, 5)))
 batches = [batch.tolist() for batch in DataLoader(list(range(20)), batch_size=4, num_workers=2)]
@@ -166,6 +168,12 @@ def test_a_fork_takes_over_the_standard_streams(stages: Stages, tmp_path: Path) 
             assert stages.run("print('x'); import os; os.write(1, b'y')", fork=fork, stdout=file).returncode == 0
         written.append((tmp_path / "out").read_text())
     assert written[0] == written[1] and sorted(written[0]) == ["\n", "x", "y"]
+
+
+def test_a_file_that_a_stage_leaves_open_is_written(stages: Stages, tmp_path: Path) -> None:
+    code = f"import pathlib; left = [pathlib.Path({str(tmp_path / 'left')!r}).open('w')]; left[0].write('abc'); left.append(left)"
+    assert stages.run(LOADED + code).returncode == 0
+    assert (tmp_path / "left").read_text() == "abc"
 
 
 def test_no_stage_sees_the_memory_of_another(stages: Stages) -> None:
@@ -379,7 +387,7 @@ for name in {[*ALWAYS, *sum(NEEDED.values(), ())]}:
     importlib.import_module(name)
 import torch
 assert threading.active_count() == 1 and set(os.listdir("/proc/self/fd")) == before
-assert not torch.cuda.is_initialized() and not any("libcuda.so" in line for line in open("/proc/self/maps"))
+assert not torch.cuda.is_initialized()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
