@@ -393,7 +393,7 @@ assert not torch.cuda.is_initialized()
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("code", [HEAVY, FLOW], ids=["torch", "prefect"])
+@pytest.mark.parametrize("code", [HEAVY, pytest.param(FLOW, marks=pytest.mark.slow)], ids=["torch", "prefect"])
 def test_threads_workers_and_flows_work_in_a_fork(stages: Stages, code: str) -> None:
     forked, plain = stages.run(LOADED + code), stages.run(code, fork=False)
     assert forked.returncode == plain.returncode == 0, forked.stderr + plain.stderr
