@@ -290,8 +290,8 @@ def test_a_server_that_is_killed_ends_its_stage_and_later_ones_start_plainly(own
     assert later.returncode == 0 and later.stdout == "False\n"
 
 
-def append(file: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).open("a").write("\n") and None
+def append(file: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).open("a").write("\n")
 
 
 def rewrite(file: str) -> Callable[[Path], None]:
