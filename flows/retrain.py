@@ -20,7 +20,7 @@ from changepair.flows.promotion.gate import Outcome, gate
 from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
 from changepair.flows.running import provenance
 from changepair.flows.running.api import close_dead, link_child, page_of_run, parent, stopped
-from changepair.flows.running.console import SAID, hide_bars
+from changepair.flows.running.console import SAID
 from changepair.flows.running.dvc import forward_sigterm, reproduce, stages_before
 from changepair.flows.running.locks import Held, one_at_a_time
 from changepair.flows.running.orders import follow_orders, following_orders
@@ -150,7 +150,6 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
     page = page_of_run()
     if page is not None:
         milestones.say(f"{pipeline}: {page}")
-    hide_bars()
     for stage in stages:
         check(f"retrain {pipeline}, before {stage}")
         journal.begin(stage)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from changepair.flows import explain, init, new, plots, sweep
 from changepair.flows.cli.command import PIPELINE, Commands
-from changepair.flows.running.console import Volume, set_volume
+from changepair.flows.running.console import Volume, hide_bars, set_volume
 from changepair.flows.settings.missing import costs, missing_resources
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.flows.settings.reader import FILE
@@ -110,10 +110,12 @@ def retrain(arguments: argparse.Namespace) -> None:
     with on_sigterm():
         from changepair.flows.retrain import retrain as flow
         from changepair.flows.running.api import end_with_parent, one_api, run
+        from changepair.flows.running.forking import fork_server
 
         set_volume(arguments.volume)
+        hide_bars()
         end_with_parent()
-        with one_api():
+        with one_api(), fork_server():
             for pipeline in pipelines:
                 run(flow, pipeline=pipeline)
 

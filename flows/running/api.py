@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
+from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import httpx
 from prefect import Flow, State
 from prefect.artifacts import create_link_artifact
+from prefect.client import orchestration
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
 from prefect.context import FlowRunContext, TaskRunContext, refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
 from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
@@ -69,7 +80,13 @@ def one_api() -> Iterator[None]:
 
 @contextmanager
 def logged_in(url: str, login: str | None) -> Iterator[None]:
-    """Use a Prefect API with a login, in this process and its children."""
+    """Use a Prefect API with a login, in this process and its children.
+
+    Prefect's clients of this process share a TLS context. Each would read the certificates of all authorities, even for an API without TLS.
+    """
+    if vars(orchestration)["ssl"] is ssl:
+        shared = SimpleNamespace(**{**vars(ssl), "create_default_context": cache(ssl.create_default_context)})
+        setattr(orchestration, "ssl", shared)  # noqa: B010 - Prefect's module has no other place for it
     if login is not None:
         os.environ["PREFECT_API_AUTH_STRING"] = login
     with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}):
@@ -113,7 +130,7 @@ def login_is_refused(url: str, login: str | None) -> bool:
         return False
     name, _, password = (login or "").partition(":")
     try:
-        answer = httpx.get(f"{url}/admin/version", auth=(name, password) if login else None, timeout=30)
+        answer = httpx.get(f"{url}/admin/version", auth=(name, password) if login else None, timeout=30, verify=_has_tls(url))
     except httpx.HTTPError:
         return False
     return answer.status_code == httpx.codes.UNAUTHORIZED
@@ -122,10 +139,15 @@ def login_is_refused(url: str, login: str | None) -> bool:
 def answers(url: str) -> bool:
     """Return whether a Prefect server answers at a URL, even if it is busy or refuses the request."""
     try:
-        answer = httpx.get(f"{url}/health", timeout=30)
+        answer = httpx.get(f"{url}/health", timeout=30, verify=_has_tls(url))
         return answer.status_code in BUSY_OR_SHUT or answer.json() is True
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
+
+
+def _has_tls(url: str) -> bool:
+    """Return whether a client needs the certificates of authorities, which take 20 ms to read."""
+    return not url.startswith("http://")
 
 
 def wait_for_server() -> None:
@@ -206,7 +228,8 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
         # If the server does not know the task, only the link is lost.
         with get_client(sync_client=True) as client, suppress(PrefectHTTPStatusError):
             flow_run = client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
-    state = cast(State[Any], run_flow(flow, flow_run=flow_run, parameters=parameters, return_type="state"))
+    with without_heartbeat() if task_run is not None or _temporary.get() else nullcontext():
+        state = cast(State[Any], run_flow(flow, flow_run=flow_run, parameters=parameters, return_type="state"))
     if state.is_cancelling():  # cancelled after its last checkpoint; the server then accepts no other state
         run, state = state.state_details.flow_run_id, Cancelled(message="cancelled after its last checkpoint")
         if run is not None:
@@ -217,6 +240,20 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
     if not state.is_completed():
         state.result()
     return state
+
+
+@contextmanager
+def without_heartbeat() -> Iterator[None]:
+    """Send no heartbeats for flows of the block, unless Prefect's setting is set.
+
+    The run that started the flow sends its own, and nobody watches a temporary server. Prefect's thread for them delays the end of a flow
+    by up to a second.
+    """
+    if "heartbeat_frequency" in get_current_settings().flows.model_fields_set:
+        yield
+        return
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:

@@ -1,0 +1,145 @@
+"""Start the stages of a run as forks of one process that has imported their libraries, which saves seconds a stage.
+
+`changepair retrain` starts that process, the fork server. The command of a stage is unchanged: it asks the server for a fork with its
+arguments, environment and standard streams, and ends as the fork ends. A stage starts plainly if there is no server, or if anything that
+acts during the imports differs from the server's start: a source file, an installed package, an environment variable, a setting of the
+process. Each fork is a process of its own, with nothing of another stage in its memory. A stage imports this module first, so it imports
+the standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+SWITCH = "CHANGEPAIR_FORK"  # environment variable: 0 starts every stage plainly
+SERVER = "CHANGEPAIR_FORK_SERVER"  # environment variable: the socket of the fork server, for the stages of a run
+OF_A_STAGE = {SERVER, "CHANGEPAIR_PARENT_TASK_RUN", "CHANGEPAIR_TOLD", "CHANGEPAIR_LISTENER"}
+OF_A_STAGE |= {"DVC_ROOT", "DVC_STAGE", "OLDPWD", "PWD", "SHLVL", "_"}
+"""Environment variables that no library reads in its import. All others must equal those of the server."""
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that the command of a stage passes on to its fork. A terminal sends Ctrl-C to both, so that is not passed on."""
+LAST = 0.5  # seconds for the server to end, which may import something
+CODE = "changepair.flows.code"  # imports neither Prefect nor torch
+
+
+class Request(NamedTuple):
+    """A stage that the server is asked to start."""
+
+    command: list[str]  # python -m <module> <arguments>
+    environment: dict[str, str]
+    process: dict[str, Any]  # of `describe_process`
+
+
+def hand_over() -> None:
+    """Let the fork server run the stage that this process was started for, and exit as its fork does. Return if it starts plainly."""
+    address, module = os.environ.get(SERVER), (sys.orig_argv[2:3] or [""])[0]
+    is_stage = sys.orig_argv[1:2] == ["-m"] and module.startswith("changepair.flows.") and module.count(".") == 2 and module != CODE
+    if not address or not is_stage or "DVC_STAGE" not in os.environ or _has_startup_code():
+        return
+    request = Request(sys.orig_argv, dict(os.environ), describe_process())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for the fork
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        message = json.dumps(request).encode()
+        socket.send_fds(connection, [struct.pack("!I", len(message))], [0, 1, 2])
+        connection.sendall(message)
+        answers = connection.makefile("r")
+        word, _, rest = answers.readline().strip().partition(" ")
+        if word == "started":
+            _follow(int(rest), answers.readline, mask)
+        elif os.environ.get("CHANGEPAIR_CONSOLE") == "verbose":
+            print(f"changepair: {module} starts without a fork: {rest or 'the fork server has ended'}", file=sys.stderr, flush=True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _follow(fork: int, answer: Any, mask: Any) -> None:
+    """Pass signals on to a fork, wait for its end, and end this process in the same way."""
+
+    def forward(number: int, _frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(fork, number)
+
+    for number in FORWARDED:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    line = answer()
+    if not line.endswith("\n"):  # it was killed; its forks get a SIGTERM then
+        print("changepair: the fork server was killed; run the command again", file=sys.stderr, flush=True)
+        forward(signal.SIGTERM, None)
+        os._exit(1)
+    code = os.waitstatus_to_exitcode(int(line.split()[1]))
+    if code < 0:
+        with suppress(OSError, ValueError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _has_startup_code() -> bool:
+    """Return whether Python ran code of the user at its start, which may depend on the command. Some systems have such code too."""
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in ("sitecustomize", "usercustomize"))
+    return any(file is not None and os.path.dirname(file) != os.path.dirname(os.__file__) for file in files)
+
+
+def describe_process() -> dict[str, Any]:
+    """Describe what a process inherits or gets at its start, except for its standard streams. Values are those of JSON."""
+    import resource
+
+    umask = os.umask(0)
+    os.umask(umask)
+    here = os.stat(".")
+    return {
+        "interpreter": [list(sys.path), sys.executable, sys.version, sys.prefix, list(sys.flags), sys.warnoptions, sorted(sys._xoptions)],
+        "environment": {name: value for name, value in os.environ.items() if name not in OF_A_STAGE},
+        "working directory": [os.getcwd(), here.st_dev, here.st_ino],
+        "user": [*os.getresuid(), *os.getresgid(), *os.getgroups()],
+        "umask": umask,
+        "priority": [os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0))],
+        "limits": [list(resource.getrlimit(getattr(resource, name))) for name in dir(resource) if name.startswith("RLIMIT_")],
+        "ignored signals": [number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN],
+        "blocked signals": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "terminals": [os.isatty(number) for number in range(3)],
+    }
+
+
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """Run a fork server for the stages of the block, on Linux, unless CHANGEPAIR_FORK is 0. It imports nothing before the first stage."""
+    if sys.platform != "linux" or os.environ.get(SWITCH) == "0":
+        yield
+        return
+    import shutil
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
+        address = os.path.join(folder, "stages")
+        ours, theirs = socket.socketpair()
+        with socket.socket(socket.AF_UNIX) as listener, theirs, suppress(OSError):  # a path may be too long; stages start plainly then
+            listener.bind(address)
+            listener.listen()
+            files = (listener.fileno(), theirs.fileno())
+            # DVC starts stages with the `python` of PATH.
+            command = [shutil.which("python") or sys.executable, "-m", "changepair.flows.running.fork_server", *map(str, files)]
+            server = subprocess.Popen(command, pass_fds=files, env=dict(os.environ))  # as for stages: libraries may add others in C
+        os.environ[SERVER] = address
+        try:
+            yield
+        finally:
+            os.environ.pop(SERVER, None)
+            ours.close()  # ends the server
+            try:
+                server.wait(timeout=LAST)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
