@@ -68,7 +68,7 @@ def forward_sigterm() -> None:
     """Ask the process of the running stage to stop."""
     for process in psutil.Process().children(recursive=True):
         try:
-            option, module, *_ = [*process.cmdline()[1:3], "", ""]
+            option, module, *_ = [*map(str, process.cmdline()[1:3]), "", ""]
             # The servers of the run end after it, and a fork gets the signal from the command of its stage.
             if option == "-m" and module.startswith("changepair.flows.") and not module.startswith("changepair.flows.running."):
                 process.terminate()
