@@ -21,18 +21,22 @@ from peers_work import (
     SMALL,
     WIDE,
     Work,
+    anomaly_dino,
     export,
     infer,
     our_aupro,
     our_nearest,
     our_patches,
     our_winclip,
+    patchcore,
     their_aupro,
     their_dino,
     their_faiss,
     their_nearest,
+    their_openvino,
     their_patchcore,
     their_winclip,
+    winclip,
     write_pictures,
 )
 
@@ -51,6 +55,25 @@ class Case:
     """Whether both return the same numbers."""
 
 
+ONCE = f"{SHOTS} prompts, whole"
+EXPORTED = {
+    "winclip": (f"WinCLIP by texts, {CLIP}, batches of 1", partial(our_winclip, 1), partial(winclip), 240),
+    "dino": (
+        f"patch residual, DINOv2-S at {DINO_SIDE}, {ONCE}",
+        partial(our_patches, DINO, (12,), DINO_SIDE, SHOTS, False),
+        partial(anomaly_dino, DINO_SIDE, SHOTS),
+        DINO_SIDE,
+    ),
+    **{
+        f"patchcore-{name}": (
+            f"patch residual, {name} at {SIDE}, {ONCE}",
+            partial(our_patches, name, (3, 4), SIDE, SHOTS, False),
+            partial(patchcore, name, SIDE, SHOTS),
+            SIDE,
+        )
+        for name in (WIDE, SMALL)
+    },
+}
 CASES: dict[str, Case] = {
     **{
         f"winclip-{batch}": Case(
@@ -78,6 +101,17 @@ CASES: dict[str, Case] = {
         for name in (WIDE, SMALL)
         for shots in (4, 8)
         for search in (False, True)
+    },
+    **{
+        f"{name}-openvino{'-' if precision else ''}{precision}": Case(
+            what,
+            f"anomalib, OpenVINO{', float32' if precision else ''}",
+            ours,
+            partial(their_openvino, build, side, precision),
+            same=not name.startswith("patchcore"),
+        )
+        for name, (what, ours, build, side) in EXPORTED.items()
+        for precision in ("f32", "")
     },
     **{
         f"nearest-{peer.split()[0]}-{channels}-{shots}": Case(

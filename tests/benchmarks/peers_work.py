@@ -15,6 +15,7 @@ Work = Callable[[], Any]
 CLIP, DINO, WIDE, SMALL = "ViT-B-16-plus-240", "vit_small_patch14_dinov2.lvd142m", "wide_resnet50_2", "resnet18"
 SIDE = 256  # pixels of pictures for CNNs
 OPENVINO, TORCH = "OpenVINOInferencer", "TorchInferencer"
+ONE: Any = {"dynamic_shapes": None}  # exports for batches of one picture, whose shapes are static
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -76,16 +77,23 @@ def our_winclip(batch: int, folder: Path, threads: int) -> Work:
     return lambda: detector.score(images, [], "object")[0]
 
 
-def their_winclip(batch: int, folder: Path, threads: int) -> Work:
+def winclip(folder: Path) -> Any:
+    """Build anomalib's WinCLIP with our weights, temperature and mean texts; its templates differ in one sentence."""
     import torch
+    from anomalib.models import WinClip
     from anomalib.models.image.winclip import torch_model
 
     torch_model.PRETRAINED = str(weights(folder, CLIP))  # otherwise it is downloaded
-    model = torch_model.WinClipModel("object").eval()
-    model.temperature = 0.01  # as in CLIP and in changepair
-    model._text_embeddings = torch.load(folder / "texts.pt")  # its templates differ in one sentence
-    images, clip = pictures(batch, 240), model.clip.visual
-    return lambda: model(normalised(images, clip.image_mean, clip.image_std)).pred_score
+    lightning = WinClip("object").eval()
+    lightning.model.setup("object")
+    lightning.model.temperature = 0.01
+    lightning.model._text_embeddings = torch.load(folder / "texts.pt")
+    return lightning
+
+
+def their_winclip(batch: int, folder: Path, threads: int) -> Work:
+    model, images = winclip(folder).model, pictures(batch, 240)
+    return lambda: model(normalised(images, model.clip.visual.image_mean, model.clip.visual.image_std)).pred_score
 
 
 # Patches
@@ -106,19 +114,25 @@ def our_patches(name: str, layers: tuple[int, ...], side: int, shots: int, searc
     return lambda: 2 * detector.conclude(features, detector.relate(features, memory))[0]
 
 
-def their_dino(side: int, shots: int, search: bool, folder: Path, threads: int) -> Work:
+def anomaly_dino(side: int, shots: int, folder: Path) -> Any:
+    """Build anomalib's AnomalyDINO with neither masking nor coreset, as by default."""
     import torch
+    from anomalib.models import AnomalyDINO
     from anomalib.models.image.anomaly_dino import torch_model
 
     extractor = torch_model.TimmFeatureExtractor
     torch_model.TimmFeatureExtractor = lambda **options: extractor(**{**options, "pre_trained": False})  # otherwise it downloads weights
-    model = torch_model.AnomalyDINOModel(encoder_name=DINO)  # neither masking nor coreset, as by default
+    lightning = AnomalyDINO(encoder_name=DINO, pre_processor=AnomalyDINO.configure_pre_processor((side, side)))
+    model = lightning.model
     model.feature_encoder.feature_extractor.load_state_dict(torch.load(weights(folder, DINO)))
     model.train()
     model(normalised(pictures(shots, side, seed=1)))
     model.fit()
-    model.eval()
-    queries = pictures(1, side)
+    return lightning.eval()
+
+
+def their_dino(side: int, shots: int, search: bool, folder: Path, threads: int) -> Work:
+    model, queries = anomaly_dino(side, shots, folder).model, pictures(1, side)
     if search:
         features = model.extract_features(normalised(queries))
         model.extract_features = lambda _images: features
@@ -139,8 +153,7 @@ def patchcore(name: str, side: int, shots: int, folder: Path) -> Any:
     model(normalised(pictures(shots, side, seed=1)))
     model.memory_bank = torch.vstack(model.embedding_store)
     model.embedding_store.clear()
-    lightning.eval()
-    return lightning
+    return lightning.eval()
 
 
 def their_patchcore(name: str, side: int, shots: int, search: bool, folder: Path, threads: int) -> Work:
@@ -149,6 +162,18 @@ def their_patchcore(name: str, side: int, shots: int, search: bool, folder: Path
         features = model.feature_extractor(normalised(queries))
         model.feature_extractor.forward = lambda _images: dict(features)
     return lambda: model(normalised(queries)).pred_score
+
+
+def their_openvino(build: Callable[[Path], Any], side: int, precision: str, folder: Path, threads: int) -> Work:
+    """Export a model of anomalib to OpenVINO and run its inferencer. precision: `f32`, or "" for the plugin's choice."""
+    import torch
+    from anomalib.deploy import OpenVINOInferencer
+
+    with torch.inference_mode(False), torch.no_grad():
+        model = build(folder).to_openvino(folder, build.func.__name__, (side, side), onnx_kwargs=ONE)  # type: ignore[attr-defined]
+    config = {"INFERENCE_NUM_THREADS": threads} | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
+    inferencer, queries = OpenVINOInferencer(model, "CPU", config), pictures(1, side).numpy()
+    return lambda: inferencer.predict(queries).pred_score.ravel()
 
 
 # Nearest neighbours: 1,024 queries
@@ -191,11 +216,13 @@ def their_nearest(channels: int, shots: int, folder: Path, threads: int) -> Work
 # Metrics
 
 
-def masks_and_maps(count: int, folder: Path) -> tuple[Any, Any]:
+def masks_and_maps(count: int, folder: Path, threads: int) -> tuple[Any, Any]:
     """Return maps of 256x256 with one to three rectangles in every second mask."""
+    import cv2
     import numpy as np
     from scipy import ndimage
 
+    cv2.setNumThreads(threads)
     files = folder / f"masks-{count}.npy", folder / f"maps-{count}.npy"
     if not files[1].exists():
         random = np.random.default_rng(0)
@@ -216,7 +243,7 @@ def our_aupro(count: int, folder: Path, threads: int) -> Work:
 
     from changepair.tasks.scoring.metrics import aupro
 
-    masks, maps = masks_and_maps(count, folder)
+    masks, maps = masks_and_maps(count, folder, threads)
     return lambda: [float(aupro(pixels_tally(masks, maps)))]
 
 
@@ -224,7 +251,7 @@ def their_aupro(count: int, folder: Path, threads: int) -> Work:
     import torch
     from anomalib.metrics.aupro import _AUPRO
 
-    masks, maps = map(torch.from_numpy, masks_and_maps(count, folder))
+    masks, maps = map(torch.from_numpy, masks_and_maps(count, folder, threads))
 
     def work() -> list[float]:
         metric = _AUPRO()
@@ -248,7 +275,7 @@ def export(folder: str) -> None:
     """Export a PatchCore of one prompt for both of anomalib's inferencers."""
     model = patchcore(SMALL, SIDE, 1, Path(folder))
     model.to_torch(folder)
-    model.to_openvino(folder, input_size=(SIDE, SIDE), onnx_kwargs={"dynamic_shapes": None})  # a batch of one picture
+    model.to_openvino(folder, input_size=(SIDE, SIDE), onnx_kwargs=ONE)
 
 
 def infer(kind: str, model: str, threads: str, *files: str) -> None:
