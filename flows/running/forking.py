@@ -125,6 +125,7 @@ def fork_server() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
         address = os.path.join(folder, "stages")
         ours, theirs = socket.socketpair()
+        server: subprocess.Popen[bytes] | None = None
         with socket.socket(socket.AF_UNIX) as listener, theirs, suppress(OSError):  # a path may be too long; stages start plainly then
             listener.bind(address)
             listener.listen()
@@ -138,8 +139,9 @@ def fork_server() -> Iterator[None]:
         finally:
             os.environ.pop(SERVER, None)
             ours.close()  # ends the server
-            try:
-                server.wait(timeout=LAST)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            if server is not None:
+                try:
+                    server.wait(timeout=LAST)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+                    server.wait()

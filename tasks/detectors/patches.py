@@ -109,7 +109,7 @@ def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) ->
         if best is None:
             best = value, place
         else:
-            later = value > best[0]
+            later = (value > best[0]) | value.isnan()  # so that it stays, as in a maximum of the whole
             best = torch.where(later, value, best[0]), torch.where(later, start + place, best[1])
     assert best is not None
     return best

@@ -23,7 +23,7 @@ from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.residual.settings import PatchResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
-from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.build import _clip_of_file, build_encoder
 from changepair.tasks.encoders.clip import ClipEncoder, WindowEncoder, windows
 from changepair.tasks.encoders.encoder import folded
 from changepair.tasks.encoders.lite import MULTIPLIERS, efficientnet_lite
@@ -179,6 +179,18 @@ def test_an_open_clip_model_comes_from_a_folder(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first(images), second(images), strict=True))
     embeddings = first.embed_texts(["a photo of a cat.", "a photo of a dog."])
     assert embeddings.shape == (2, 24) and not torch.allclose(embeddings[0], embeddings[1])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_an_open_clip_network_keeps_the_weights_that_were_read(tmp_path: Path, suffix: str) -> None:
+    """The file is overwritten in place. A network of tensors that are mapped from it would change, or end the process."""
+    name, file = make_clip(tmp_path / "clip"), tmp_path / f"weights{suffix}"
+    tensors = open_clip.create_model(name).state_dict()
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, file)
+    network = _clip_of_file(name, file, image_size=64)
+    file.write_bytes(bytes(file.stat().st_size))
+    held = network.state_dict()
+    assert held.keys() == tensors.keys() and all(torch.equal(tensor, held[part]) for part, tensor in tensors.items())
 
 
 def test_the_picture_and_its_texts_are_embedded_as_open_clip_does(tmp_path: Path) -> None:

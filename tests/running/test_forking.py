@@ -368,6 +368,19 @@ def test_the_switch_turns_it_off(checkout: Path, monkeypatch: pytest.MonkeyPatch
         assert SERVER not in os.environ and psutil.Process().children() == before
 
 
+def test_a_run_without_a_server_starts_its_stages_plainly(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of the socket is longer than a socket's may be."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(checkout))
+    with fork_server():
+        done = Stages(checkout).run("print('prefect' in sys.modules)")
+    assert done.stdout == "False\n" and done.returncode == 0 and not list(folder.iterdir())
+
+
 def test_a_server_imports_nothing_before_the_first_stage(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = Path(shutil.copytree(checkout, tmp_path / "own", symlinks=True))
     monkeypatch.chdir(checkout)
