@@ -89,7 +89,7 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
 
 
 def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return each patch's highest cosine and its index in the bank, (..., N) each. Of equal cosines, the first counts.
+    """Return each patch's highest cosine and its index in the bank, (..., N) each. The first of equal cosines counts.
 
     `patches` (..., N, C) and `bank` (..., C, M) have unit length. `excluded` (..., N, M) are the pairs that are not compared.
     """

@@ -170,6 +170,12 @@ def test_a_fork_takes_over_the_standard_streams(stages: Stages, tmp_path: Path) 
     assert written[0] == written[1] and sorted(written[0]) == ["\n", "x", "y"]
 
 
+def test_a_stage_without_a_standard_stream_starts_plainly(stages: Stages) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *stages.command("print(sys.stdin, 'prefect' in sys.modules)")]
+    done = subprocess.run(command, env=stages.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "None False\n"), done.stderr
+
+
 def test_a_file_that_a_stage_leaves_open_is_written(stages: Stages, tmp_path: Path) -> None:
     code = f"import pathlib; left = [pathlib.Path({str(tmp_path / 'left')!r}).open('w')]; left[0].write('abc'); left.append(left)"
     assert stages.run(LOADED + code).returncode == 0
