@@ -52,8 +52,7 @@ class LinearGelu(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not runs_onednn(x) or not x.numel():
             return F.gelu(F.linear(x, self.weight, self.bias))
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
-        return found
+        return _onednn(x, self.weight, self.bias, "gelu")
 
 
 def join_gelu(network: nn.Module) -> None:
@@ -81,8 +80,7 @@ def convolution(
     if isinstance(padding, str) or not plain or not runs_onednn(x) or not x.numel() or x.ndim != 4:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     pairs = [[one, one] if isinstance(one, int) else list(one) for one in (padding, stride, dilation)]
-    found: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *pairs, groups, "none", [], "")
-    return found
+    return _convolved(x, weight, bias, *pairs, groups)
 
 
 def attention(
@@ -123,18 +121,26 @@ def runs_onednn(x: Tensor) -> bool:
 
 @cache
 def _works() -> bool:
-    """Return whether this PyTorch has the operator, which is private, and whether it is correct."""
+    """Return whether this PyTorch has the operators, which are private, and whether they are correct."""
     if os.environ.get(VARIABLE) == "0":
         return False
-    x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    x, weight, bias = torch.arange(6.0).view(2, 3) / 8, torch.arange(12.0).view(4, 3) / 8, torch.arange(4.0) / 8
+    exact = x @ weight.mT + bias
     try:
-        return torch.equal(_onednn(x, weight, bias), x @ weight.mT + bias)
+        convolved = _convolved(x[:, :, None, None], weight[:, :, None, None], bias, [0, 0], [1, 1], [1, 1], 1)
+        found = _onednn(x, weight, bias), convolved.flatten(1), _onednn(x, weight, bias, "gelu")
     except (AttributeError, RuntimeError, TypeError):
         return False
+    return all(torch.allclose(*pair, atol=1e-6) for pair in zip(found, (exact, exact, F.gelu(exact)), strict=True))
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none" if activation == "gelu" else "")
+    return found
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: list[int] | int) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *options, "none", [], "")
     return found
 
 

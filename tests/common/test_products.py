@@ -208,6 +208,18 @@ def test_the_variable_switches_to_pytorchs_products(used: list[str], plain: None
         assert torch.equal(linear(x, weight), F.linear(x, weight)) and not used
 
 
+@pytest.mark.parametrize("missing", ["_linear_pointwise", "_convolution_pointwise"])
+def test_without_an_operator_all_products_are_pytorchs(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def absent(*_arguments: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    products._works.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, missing, absent)
+    with torch.no_grad():
+        assert not runs_onednn(drawn(5, 4))
+    products._works.cache_clear()
+
+
 @pytest.mark.parametrize("of", ["timm", "Sequential"])
 def test_a_linear_layer_is_joined_with_the_gelu_after_it(used: list[str], of: str) -> None:
     def layers(activation: type[nn.Module]) -> nn.Module:
