@@ -68,9 +68,10 @@ def forward_sigterm() -> None:
     """Ask the process of the running stage to stop."""
     for process in psutil.Process().children(recursive=True):
         try:
-            option, module, *_ = [*process.cmdline()[1:3], "", ""]
+            command: list[str] = process.cmdline()
+            module = command[2] if command[1:2] == ["-m"] and len(command) > 2 else ""
             # The servers of the run end after it, and a fork gets the signal from the command of its stage.
-            if option == "-m" and module.startswith("changepair.flows.") and not module.startswith("changepair.flows.running."):
+            if module.startswith("changepair.flows.") and not module.startswith("changepair.flows.running."):
                 process.terminate()
         except psutil.Error:
             continue
