@@ -42,7 +42,8 @@ def hand_over() -> None:
     """Let the fork server run the stage that this process was started for, and exit as its fork does. Return if it starts plainly."""
     address, module = os.environ.get(SERVER), (sys.orig_argv[2:3] or [""])[0]
     is_stage = sys.orig_argv[1:2] == ["-m"] and module.startswith("changepair.flows.") and module.count(".") == 2 and module != CODE
-    if not address or not is_stage or "DVC_STAGE" not in os.environ or _has_startup_code():
+    closed = None in (sys.stdin, sys.stdout, sys.stderr)  # the connection would take the place of a closed stream
+    if not address or not is_stage or "DVC_STAGE" not in os.environ or closed or _has_startup_code():
         return
     request = Request(sys.orig_argv, dict(os.environ), describe_process())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for the fork
@@ -125,6 +126,7 @@ def fork_server() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
         address = os.path.join(folder, "stages")
         ours, theirs = socket.socketpair()
+        server: subprocess.Popen[bytes] | None = None
         with socket.socket(socket.AF_UNIX) as listener, theirs, suppress(OSError):  # a path may be too long; stages start plainly then
             listener.bind(address)
             listener.listen()
@@ -138,8 +140,9 @@ def fork_server() -> Iterator[None]:
         finally:
             os.environ.pop(SERVER, None)
             ours.close()  # ends the server
-            try:
-                server.wait(timeout=LAST)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            if server is not None:
+                try:
+                    server.wait(timeout=LAST)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+                    server.wait()

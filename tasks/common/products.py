@@ -26,9 +26,24 @@ FEW_TOKENS = 128  # up to this number of tokens, PyTorch's attention is as fast
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x·weightᵀ + bias, as F.linear does. `x` is (..., C), `weight` is (D, C), and the result is (..., D)."""
-    if not runs_onednn(x) or weight.dtype != torch.float32 or not x.numel():
+    if (
+        not runs_onednn(x)
+        or weight.ndim != 2
+        or not x.numel()
+        or not _plain(weight)
+        or not (bias is None or _plain_bias(bias, len(weight)))
+    ):
         return F.linear(x, weight, bias)
     return _onednn(x, weight, bias)
+
+
+def _plain(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.layout == torch.strided and weight.device.type == "cpu"
+
+
+def _plain_bias(bias: Tensor, channels: int) -> bool:
+    """Return whether the operators, which read a bias as an array without strides, add this one as PyTorch does."""
+    return _plain(bias) and bias.shape == (channels,) and bias.is_contiguous()
 
 
 class LinearGelu(nn.Linear):
@@ -37,14 +52,13 @@ class LinearGelu(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not runs_onednn(x) or not x.numel():
             return F.gelu(F.linear(x, self.weight, self.bias))
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
-        return found
+        return _onednn(x, self.weight, self.bias, "gelu")
 
 
 def join_gelu(network: nn.Module) -> None:
     """Join each linear layer with the GELU that follows it, in place, in the blocks of timm and open_clip. The tensors stay the same."""
     for parent in network.modules():
-        if not isinstance(parent, nn.Sequential) and (type(parent).__module__, type(parent).__name__) != TIMM_BLOCK:
+        if type(parent) is not nn.Sequential and (type(parent).__module__, type(parent).__name__) != TIMM_BLOCK:
             continue
         for (_name, layer), (name, activation) in pairwise(parent.named_children()):
             if type(layer) is nn.Linear and type(activation) is nn.GELU and activation.approximate == "none":
@@ -62,11 +76,11 @@ def convolution(
     groups: int = 1,
 ) -> Tensor:
     """Convolve (B, C, H, W), as F.conv2d does. On one thread, F.conv2d leaves oneDNN out for 1x1 kernels and is half as fast."""
-    if isinstance(padding, str) or not runs_onednn(x) or not x.numel() or x.ndim != 4:
+    plain = _plain(weight) and (bias is None or _plain_bias(bias, len(weight)))
+    if isinstance(padding, str) or not plain or not runs_onednn(x) or not x.numel() or x.ndim != 4:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     pairs = [[one, one] if isinstance(one, int) else list(one) for one in (padding, stride, dilation)]
-    found: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *pairs, groups, "none", [], "")
-    return found
+    return _convolved(x, weight, bias, *pairs, groups)
 
 
 def attention(
@@ -81,7 +95,8 @@ def attention(
 ) -> Tensor:
     """Return the attention (B, H, N, D) of queries to keys and values, as F.scaled_dot_product_attention does."""
     plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa)
-    if not plain or query.ndim != 4 or query.shape[2] <= FEW_TOKENS or query.shape[:2] != key.shape[:2] or not runs_onednn(query):
+    alike = query.shape[:2] == key.shape[:2] and key.shape[:-1] == value.shape[:-1]
+    if not plain or query.ndim != 4 or query.shape[2] <= FEW_TOKENS or not alike or not runs_onednn(query):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     result = query.new_empty(*query.shape[:2], query.shape[2], value.shape[3])
@@ -106,18 +121,26 @@ def runs_onednn(x: Tensor) -> bool:
 
 @cache
 def _works() -> bool:
-    """Return whether this PyTorch has the operator, which is private, and whether it is correct."""
+    """Return whether this PyTorch has the operators, which are private, and whether they are correct."""
     if os.environ.get(VARIABLE) == "0":
         return False
-    x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    x, weight, bias = torch.arange(6.0).view(2, 3) / 8, torch.arange(12.0).view(4, 3) / 8, torch.arange(4.0) / 8
+    exact = x @ weight.mT + bias
     try:
-        return torch.equal(_onednn(x, weight, bias), x @ weight.mT + bias)
+        convolved = _convolved(x[:, :, None, None], weight[:, :, None, None], bias, [0, 0], [1, 1], [1, 1], 1)
+        found = _onednn(x, weight, bias), convolved.flatten(1), _onednn(x, weight, bias, "gelu")
     except (AttributeError, RuntimeError, TypeError):
         return False
+    return all(torch.allclose(*pair, atol=1e-6) for pair in zip(found, (exact, exact, F.gelu(exact)), strict=True))
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none" if activation == "gelu" else "")
+    return found
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: list[int] | int) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *options, "none", [], "")
     return found
 
 
@@ -130,7 +153,8 @@ class _InOneDNN(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return REPLACED.get(func, func)(*args, **(kwargs or {}))
+        options = kwargs or {}
+        return (func if "input" in options else REPLACED.get(func, func))(*args, **options)
 
 
 def _self_attention(
@@ -151,7 +175,10 @@ def _self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Run a module nn.MultiheadAttention, as F.multi_head_attention_forward does. `query` is (N, B, C)."""
     mask = options.get("attn_mask")
-    plain = options.get("key_padding_mask") is None and not options.get("need_weights", True) and (mask is None or mask.ndim == 2)
+    special = ("key_padding_mask", "static_k", "static_v", "is_causal", "use_separate_proj_weight")
+    plain = not options.get("need_weights", True) and all(options.get(name) is None or options[name] is False for name in special)
+    plain = plain and (mask is None or (mask.ndim == 2 and mask.is_floating_point()))  # a boolean mask is inverted there
+    plain = plain and query.ndim == 3 and not (dropout and options.get("training", True))
     if not plain or not (query is key is value) or weight is None or bias_k is not None or add_zero:
         found: tuple[Tensor, Tensor | None] = F.multi_head_attention_forward(
             query, key, value, width, heads, weight, bias, bias_k, bias_v, add_zero, dropout, out_weight, out_bias, **options

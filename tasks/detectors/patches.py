@@ -89,7 +89,7 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
 
 
 def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return each patch's highest cosine and its index in the bank, (..., N) each. Of equal cosines, the first counts.
+    """Return each patch's highest cosine and its index in the bank, (..., N) each. The first of equal cosines counts.
 
     `patches` (..., N, C) and `bank` (..., C, M) have unit length. `excluded` (..., N, M) are the pairs that are not compared.
     """
@@ -109,7 +109,7 @@ def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) ->
         if best is None:
             best = value, place
         else:
-            later = value > best[0]
+            later = (value > best[0]) | value.isnan()  # so that it stays, as in a maximum of the whole
             best = torch.where(later, value, best[0]), torch.where(later, start + place, best[1])
     assert best is not None
     return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import zipfile
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -137,15 +137,17 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
 
 
 def _clip_of_file(name: str, file: Path, *, image_size: int) -> nn.Module:
-    """Build an open_clip network whose tensors are those of the file, without a copy."""
+    """Build an open_clip network whose tensors are those that were read, without a copy. A file that changes later does not change them."""
     import open_clip
-    from torch.utils.serialization import config
 
     network: Any = open_clip.create_model(name, load_weights=False, force_image_size=image_size, pretrained_text=False)
-    network.load_state_dict = partial(network.load_state_dict, assign=True)
-    # torch.load refuses to map files of PyTorch before 1.6.
-    with config.patch("load.mmap", zipfile.is_zipfile(file)):  # type: ignore[attr-defined]
-        open_clip.load_checkpoint(network, str(file))
+    assign = partial(network.load_state_dict, assign=True)
+
+    def copied(tensors: Mapping[str, Tensor], **options: Any) -> Any:
+        return assign({name: tensor.clone() for name, tensor in tensors.items()}, **options)
+
+    network.load_state_dict = copied if file.suffix == ".safetensors" else assign  # its reader maps the file into memory
+    open_clip.load_checkpoint(network, str(file))
     del network.load_state_dict
     return cast(nn.Module, network.float())
 

@@ -58,7 +58,8 @@ class FrozenEncoder(nn.Module):
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self._fast: tuple[Callable[[Tensor], Any], ...] = ()  # the network that runs, built on first use; a tuple keeps it out of the state
+        # The network that runs, built on first use. A list keeps it out of the state, and is that of all encoders of `at`.
+        self._fast: list[Callable[[Tensor], Any]] = []
         self._compiles = False
         self.register_load_state_dict_post_hook(lambda module, _keys: module._forget_fast())
         self.eval()
@@ -107,7 +108,7 @@ class FrozenEncoder(nn.Module):
         if exporting():
             return self.network(normalised)
         if not self._fast:
-            self._fast = (self._fastest(normalised),)
+            self._fast.append(self._fastest(normalised))
         return self._fast[0](normalised)
 
     def compile_network(self) -> None:
@@ -142,7 +143,7 @@ class FrozenEncoder(nn.Module):
         return super()._apply(fn, recurse)
 
     def _forget_fast(self) -> None:
-        self._fast = ()
+        self._fast.clear()
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:

@@ -92,6 +92,65 @@ def test_attention_is_that_of_double_precision(used: list[str], tokens: int, sca
     assert bool(used) == (tokens > products.FEW_TOKENS)
 
 
+def test_a_bias_with_strides_or_another_shape_is_added_as_pytorch_does(used: list[str]) -> None:
+    """The operators would read the memory of the bias as an array of all channels."""
+    x, weight, pictures, kernels = drawn(5, 8), drawn(6, 8), drawn(2, 4, 9, 9), drawn(6, 4, 3, 3)
+    strided = drawn(12)[::2]
+    with torch.no_grad():
+        for bias in (strided, torch.full((1,), 3.0).expand(6), torch.tensor(2.0), drawn(1), drawn(5, 6)):
+            assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(convolution(pictures, kernels, strided), F.conv2d(pictures, kernels, strided))
+    assert not used
+
+
+def test_arguments_that_are_not_replaced_are_pytorchs() -> None:
+    x, weight, pictures, kernels = drawn(5, 8), drawn(6, 8), drawn(2, 4, 9, 9), drawn(6, 4, 3, 3)
+    with torch.no_grad(), in_onednn(x):
+        assert F.linear(input=x, weight=weight).shape == (5, 6) and F.conv2d(input=pictures, weight=kernels).shape == (2, 6, 7, 7)
+        assert torch.allclose(F.linear(x, weight[0]), x @ weight[0], atol=1e-6)
+        query, value = drawn(2, 3, 200, 16), drawn(1, 3, 200, 16)
+        assert F.scaled_dot_product_attention(query, query, value).shape == query.shape
+
+
+TOKENS = 9
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no mask": {},
+    "boolean mask": {"attn_mask": torch.ones(TOKENS, TOKENS).triu(1).bool()},
+    "mask": {"attn_mask": torch.full((TOKENS, TOKENS), -torch.inf).triu(1)},
+    "causal": {"attn_mask": torch.zeros(TOKENS, TOKENS), "is_causal": True},
+    "masks": {"attn_mask": torch.zeros(4, TOKENS, TOKENS)},
+    "padding": {"key_padding_mask": torch.arange(TOKENS).view(1, -1) > 3},
+    "keys": {"static_k": torch.zeros(4, TOKENS, 4)},
+    "values": {"static_v": torch.zeros(4, TOKENS, 4)},
+    "weights": {"need_weights": True},
+}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_attention_of_modules_is_pytorchs_with_any_option(name: str, batched: bool) -> None:
+    """A boolean mask selects what is left out here, but what is used in F.scaled_dot_product_attention."""
+    query, weight, bias, out, options = (
+        drawn(TOKENS, 1, 16),
+        drawn(48, 16),
+        drawn(48),
+        drawn(16, 16),
+        {"need_weights": False} | OPTIONS[name],
+    )
+    if not batched:
+        query = query[:, 0]
+        options = {key: value[0] if key == "key_padding_mask" else value for key, value in options.items()}
+
+    def run() -> Tensor:
+        given = (query, query, query, 16, 4, weight, bias, None, None, False, 0.0, out, None)
+        return F.multi_head_attention_forward(*given, training=False, **options)[0]
+
+    with torch.no_grad():
+        own = run()
+        with in_onednn(query):
+            assert torch.allclose(run(), own, atol=1e-5)
+
+
 def test_masked_attention_is_pytorchs(used: list[str]) -> None:
     query, key, value = (drawn(1, 2, 200, 16) for _ in range(3))
     with torch.no_grad():
@@ -147,6 +206,18 @@ def test_the_variable_switches_to_pytorchs_products(used: list[str], plain: None
     with torch.no_grad():
         assert not runs_onednn(x)
         assert torch.equal(linear(x, weight), F.linear(x, weight)) and not used
+
+
+@pytest.mark.parametrize("missing", ["_linear_pointwise", "_convolution_pointwise"])
+def test_without_an_operator_all_products_are_pytorchs(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def absent(*_arguments: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    products._works.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, missing, absent)
+    with torch.no_grad():
+        assert not runs_onednn(drawn(5, 4))
+    products._works.cache_clear()
 
 
 @pytest.mark.parametrize("of", ["timm", "Sequential"])

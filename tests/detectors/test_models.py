@@ -847,6 +847,15 @@ def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: d
     assert len(learnt) == 2 * 3 + 2 and all(grad is not None and grad.abs().max() > 0 for grad in learnt.values())
 
 
+@pytest.mark.parametrize("column", [5, 1500])  # in the first block and in the second
+def test_a_patch_that_is_not_a_number_is_noticed_in_any_block(column: int) -> None:
+    patches, bank = F.normalize(torch.ones(3, 8), dim=1), torch.full((8, 2500), 8**-0.5)
+    bank[:, column] = torch.nan
+    with torch.no_grad():
+        assert most_alike(patches, bank)[0].isnan().all()
+        assert nearest_cosine(patches.mT[None, :, :, None], bank[None, :, :, None]).isnan().all()
+
+
 @pytest.mark.parametrize(("queries", "prompts", "channels"), [(700, 2500, 24), (5, 3, 8), (600, 1056, 16)], ids=str)
 def test_the_most_alike_patch_is_found_in_any_number_of_blocks(queries: int, prompts: int, channels: int) -> None:
     """More patches than ROWS and COLUMNS, numbers that GROUP does not divide, and equal patches, of which the first counts."""

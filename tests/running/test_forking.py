@@ -170,6 +170,12 @@ def test_a_fork_takes_over_the_standard_streams(stages: Stages, tmp_path: Path) 
     assert written[0] == written[1] and sorted(written[0]) == ["\n", "x", "y"]
 
 
+def test_a_stage_without_a_standard_stream_starts_plainly(stages: Stages) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *stages.command("print(sys.stdin, 'prefect' in sys.modules)")]
+    done = subprocess.run(command, env=stages.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "None False\n"), done.stderr
+
+
 def test_a_file_that_a_stage_leaves_open_is_written(stages: Stages, tmp_path: Path) -> None:
     code = f"import pathlib; left = [pathlib.Path({str(tmp_path / 'left')!r}).open('w')]; left[0].write('abc'); left.append(left)"
     assert stages.run(LOADED + code).returncode == 0
@@ -366,6 +372,19 @@ def test_the_switch_turns_it_off(checkout: Path, monkeypatch: pytest.MonkeyPatch
     before = psutil.Process().children()
     with fork_server():
         assert SERVER not in os.environ and psutil.Process().children() == before
+
+
+def test_a_run_without_a_server_starts_its_stages_plainly(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of the socket is longer than a socket's may be."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(checkout))
+    with fork_server():
+        done = Stages(checkout).run("print('prefect' in sys.modules)")
+    assert done.stdout == "False\n" and done.returncode == 0 and not list(folder.iterdir())
 
 
 def test_a_server_imports_nothing_before_the_first_stage(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
