@@ -42,14 +42,14 @@ attack: .venv/installed ## test hundreds of hostile inputs, signals and cancella
 bench: .venv/installed ## run the benchmarks and print their results
 	python -m pytest tests/benchmarks -m bench -s
 
-# anomalib needs an earlier open_clip, so it has an environment of its own. What both need has the same version, so the same speed.
+# anomalib needs an earlier open_clip, so it has an environment of its own. Shared packages have equal versions, so that their speed is equal.
 build/peers/installed: requirements.lock Makefile
 	$(PYTHON) -m venv build/peers
 	sed -n 's/ *\\$$//; /^[a-z].*==/p' requirements.lock | grep -v '^open-clip-torch' > build/peers/constraints.txt
 	build/peers/bin/python -m pip install --quiet $(PEERS) -c build/peers/constraints.txt
 	@touch $@
 
-bench-peers: .venv/installed build/peers/installed ## compare speed and memory with anomalib and faiss; installs them in build/peers
+bench-peers: .venv/installed build/peers/installed ## compare speed and memory with anomalib and faiss, installed in build/peers
 	python tests/benchmarks/peers.py $(ARGS)
 
 lint: .venv/installed ## check format, style, types, secrets and wording

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from changepair.tasks.scoring.sweep import Sweep, Swept
 
 SWEEPS = DATA / "sweeps"
-MOST = 256  # combinations; each keeps its scores and maps on disk until all are measured
+MOST = 256  # combinations; scores and maps of all are on disk until they are measured
 LEAK = """\
-These metrics are on the targets of the pipeline. A metric must be on data that no setting was chosen on: if you choose a setting by this
-table, do not report its metrics on these targets. Choose on other data, such as the development datasets."""
+The metrics were measured on the targets of the pipeline. If you choose a setting by this table, do not report its metrics on these targets,
+because they are too high. Choose on other data, such as the development datasets."""
 ABOUT = """\
 Evaluate a detector with every combination of settings, on the sampled episodes of a pipeline. The encoder encodes each picture once at each
-scale, for all combinations. Nothing in pipelines.yaml changes."""
+scale, for all combinations. pipelines.yaml does not change."""
 EXAMPLES = """examples:
   changepair sweep quickstart patch-residual self_residual=0,0.6 top_share=0,0.01,0.05
   changepair sweep quickstart patch-residual 'encoder.scales=[1],[1, 0.5]' --target digits
@@ -40,7 +40,7 @@ EXAMPLES = """examples:
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Add the command `sweep`."""
     parser = commands.add_parser(
         "sweep",
         help="Evaluate a detector with combinations of settings",
@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run `changepair sweep`: print the combinations, the best first, and write their metrics to a CSV file."""
     name, detector = arguments.pipeline, arguments.detector
     pipeline, settings = enabled_pipeline(name), read_values(arguments.settings)
     detectors = combinations(name, detector, detector_of(pipeline, name, detector), settings)
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_values(lines: Sequence[str]) -> dict[str, list[Any]]:
-    """Parse KEY=V1,V2 lines. The values are those of a list in YAML. Raises BadInput."""
+    """Parse lines such as KEY=V1,V2 into lists of values by key. Values are in YAML. Raises BadInput if a line is invalid."""
     settings: dict[str, list[Any]] = {}
     for line in lines:
         key, _equals, text = line.partition("=")
@@ -97,16 +97,16 @@ def read_values(lines: Sequence[str]) -> dict[str, list[Any]]:
             raise BadInput(f"{shown}: expected KEY=VALUES, such as top_share=0,0.01")
         values = parse_yaml(f"[{text}]", shown)
         if key in settings or any(value in values[:place] for place, value in enumerate(values)):
-            raise BadInput(f"{shown}: {key} has a value or a list of values twice; give each value once")
+            raise BadInput(f"{shown}: {key} or one of its values is given twice; give each once")
         settings[key] = values
     return settings
 
 
 def combinations(pipeline: str, detector: str, held: Any, settings: Mapping[str, Sequence[Any]], file: Path = FILE) -> list[dict[str, Any]]:
-    """Return the settings of all detectors of a pipeline for each combination of values of one detector, whose settings are `held`.
+    """Return the settings of all detectors of a pipeline, by name, for each combination of values of one detector.
 
-    Each combination is checked as if it were in pipelines.yaml. Raises BadInput for the first one that is invalid, for one that needs
-    another training, or for too many.
+    `held` are the detector's settings in the file. Each combination is checked as if it were in the file. Raises BadInput if a combination
+    is invalid or needs another training, or if there are more than MOST.
     """
     found: list[dict[str, Any]] = []
     defaults = {} if read_yaml(file)["pipelines"][pipeline].get("detectors") else READY
@@ -122,7 +122,7 @@ def combinations(pipeline: str, detector: str, held: Any, settings: Mapping[str,
 
 
 def refuse_training(detector: str, held: Any, wanted: Any) -> None:
-    """Raise BadInput if a trained detector with the settings `wanted`, not `held`, would need another training or model."""
+    """Raise BadInput if a trained detector needs another training or model for the settings `wanted` than for `held`."""
     from changepair.tasks.detectors.store import settings_as_json, trained_otherwise
 
     kind = kind_of(held)
@@ -138,7 +138,7 @@ def refuse_training(detector: str, held: Any, wanted: Any) -> None:
 
 
 def refuse_outdated(name: str, base: str, pipeline: Pipeline) -> None:
-    """Raise BadInput if the episodes of a pipeline or the model of a detector are out of date. base: the detector with the weights."""
+    """Raise BadInput if the episodes of a pipeline or the model of `base`, the detector with the weights, are out of date."""
     from changepair.flows.dry_run import ALWAYS, forecast
 
     def outdated(stage: str) -> bool:
@@ -161,9 +161,9 @@ def scratch(pipeline: str) -> Iterator[Path]:
     folder = CHECKPOINTS / pipeline / "sweep"
     try:
         with one_at_a_time(f"sweep-{pipeline}", f"sweep {pipeline}", wait=False, tell=tell):
-            shutil.rmtree(folder, ignore_errors=True)  # of a killed sweep
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed sweep
             folder.mkdir(parents=True)
-            before = signal.signal(signal.SIGTERM, lambda *_given: sys.exit(EXIT_CODE))  # deletes the folder, too
+            before = signal.signal(signal.SIGTERM, lambda *_given: sys.exit(EXIT_CODE))  # so that the folder is deleted
             try:
                 yield folder
             finally:

@@ -11,7 +11,7 @@ from typing import Any
 GROUPS = ("use", "pipelines", "data", "models", "monitoring", "operations")
 """Modules of the groups, in the order of the help."""
 USE = ("predict", "demo", "api", "export")
-"""Commands of the group `use`. They start with the import of this group alone, which saves a third of a second."""
+"""Commands of the group `use`. They import this group only, which saves a third of a second."""
 WIDTH = 14
 """Width of the column of command names in the help."""
 

@@ -82,11 +82,11 @@ def one_api() -> Iterator[None]:
 def logged_in(url: str, login: str | None) -> Iterator[None]:
     """Use a Prefect API with a login, in this process and its children.
 
-    Prefect's clients of this process share a TLS context. Each would read the certificates of all authorities, even for an API without TLS.
+    Prefect's clients of this process share a TLS context. Otherwise each reads the certificates of all authorities, even without TLS.
     """
     if vars(orchestration)["ssl"] is ssl:
         shared = SimpleNamespace(**{**vars(ssl), "create_default_context": cache(ssl.create_default_context)})
-        setattr(orchestration, "ssl", shared)  # noqa: B010 - Prefect's module has no other place for it
+        setattr(orchestration, "ssl", shared)  # noqa: B010 - Prefect has no setting for it
     if login is not None:
         os.environ["PREFECT_API_AUTH_STRING"] = login
     with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}):
@@ -146,7 +146,7 @@ def answers(url: str) -> bool:
 
 
 def _has_tls(url: str) -> bool:
-    """Return whether a client needs the certificates of authorities, which take 20 ms to read."""
+    """Return whether a client of this URL needs the certificates of authorities. Reading them takes 20 ms."""
     return not url.startswith("http://")
 
 
@@ -244,10 +244,10 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
 
 @contextmanager
 def without_heartbeat() -> Iterator[None]:
-    """Send no heartbeats for flows of the block, unless Prefect's setting is set.
+    """Send no heartbeats for the flows of the block, unless the user has set their frequency in Prefect.
 
-    The run that started the flow sends its own, and nobody watches a temporary server. Prefect's thread for them delays the end of a flow
-    by up to a second.
+    The run that started a flow sends heartbeats, and a temporary server needs none. Prefect's thread for heartbeats delays the end of a
+    flow by up to a second.
     """
     if "heartbeat_frequency" in get_current_settings().flows.model_fields_set:
         yield

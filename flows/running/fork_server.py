@@ -1,6 +1,6 @@
-"""Fork the stages of a run from a process that has imported their libraries. See forking.py for the command of a stage, which asks for it.
+"""Serve forks of one process that has imported the libraries of all stages. forking.py has the client, the command of a stage.
 
-`python -m changepair.flows.running.fork_server <listener> <lifeline>` is that process. Its arguments are descriptors of sockets.
+`python -m changepair.flows.running.fork_server <listener> <lifeline>` runs the server. Its arguments are file descriptors of sockets.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from changepair.flows.running.forking import FORWARDED, SERVER, Request, describ
 from changepair.flows.running.imports import Sources
 from changepair.tasks.common.stopping import die_with_parent
 
-IGNORED = (signal.SIGTERM, signal.SIGHUP)  # by the server, which ends after the run
-PATIENCE = 30.0  # seconds for a request to arrive
+IGNORED = (signal.SIGTERM, signal.SIGHUP)  # signals that the server ignores, because it ends after the run
+PATIENCE = 30.0  # seconds that a request may take to arrive
 ALWAYS = (
     "changepair.flows.running.entry",
     "prefect",
@@ -42,7 +42,7 @@ ALWAYS = (
     "anyio._backends._asyncio",
     "pandas",
 )
-"""Modules that every flow imports. They start no thread of Python and initialise no GPU, and neither do those below."""
+"""Modules that every flow imports. They and those of NEEDED start no Python thread and initialise no GPU."""
 NEEDED = {
     "ingest": ("changepair.tasks.ingestion.ingest",),
     "objects": ("changepair.tasks.ingestion.objects.ingest",),
@@ -54,7 +54,7 @@ NEEDED = {
     "metrics": ("changepair.tasks.scoring.measure", "changepair.tasks.reporting.curves"),
     "report": ("changepair.tasks.reporting.galleries", "changepair.tasks.reporting.report", "changepair.flows.promotion.history"),
 }
-"""Modules that a kind of stage imports. A module that is missing here is imported in each fork."""
+"""Modules that each kind of stage imports. A module that is not listed is imported in each fork."""
 
 
 def _kinds_from(kind: str) -> Iterator[str]:
@@ -65,11 +65,11 @@ def _kinds_from(kind: str) -> Iterator[str]:
 
 
 class _Server:
-    """Fork a process for each stage, and report its end to the command of the stage. It has one thread, so that its forks are sound."""
+    """Fork a process for each stage, and report its end to the command of the stage. It has one thread, because a fork keeps only one."""
 
     def __init__(self, listener: socket.socket, lifeline: socket.socket) -> None:
         self.process, self.sources = describe_process(), Sources()
-        self.listener, self.lifeline, self.own = listener, lifeline, os.getpid()
+        self.listener, self.lifeline, self.pid = listener, lifeline, os.getpid()
         self.children: dict[int, socket.socket] = {}
         self.waiting: list[str] = []  # modules to import while a stage runs
         self.ended = False
@@ -82,7 +82,7 @@ class _Server:
         signal.set_wakeup_fd(wakes.fileno())
 
     def serve(self) -> Request | None:
-        """Return None when the run has ended and all forks too. Return the request of a stage in its fork."""
+        """Serve until the run and all forks have ended, and return None. In a fork, return the request of its stage."""
         while self.children or not self.ended:
             idle = self.waiting and not self.ended
             files = [self.wake, *self.children.values(), *(() if self.ended else (self.listener, self.lifeline))]
@@ -104,6 +104,7 @@ class _Server:
         return None
 
     def _report_ends(self) -> None:
+        """Send the wait status of each fork that has ended to the command of its stage."""
         for child in tuple(self.children):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -136,7 +137,7 @@ class _Server:
         return None
 
     def _refusal(self, request: Request) -> str:
-        """Import what the stage imports. Return why a fork would differ from a plain start; "" if it would not."""
+        """Import the modules of the stage. Return why a fork would differ from a plain start; "" if it would not."""
         differing = [name for name, value in self.process.items() if request.process.get(name) != value]
         if "environment" in differing:
             ours, theirs = self.process["environment"], request.process["environment"]
@@ -152,18 +153,18 @@ class _Server:
         return f"{changed} has changed" if changed else ""
 
     def _fork(self) -> int:
-        """Fork with signals blocked. Return 0 in the fork, else its process."""
-        gc.freeze()  # a collection in the fork would copy the pages of all objects
+        """Fork with signals blocked. Return 0 in the fork, and its process id in the server."""
+        gc.freeze()  # otherwise a collection in the fork copies the pages of all objects
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # about threads of NumPy's BLAS, which ends and restarts them at a fork
+            warnings.simplefilter("ignore", DeprecationWarning)  # about the threads of NumPy's BLAS, which it stops before a fork
             fork = os.fork()
         if fork:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return fork
 
     def _become(self, request: Request, streams: list[int], connection: socket.socket) -> None:
-        """Give the fork what the stage's command has."""
+        """Give the fork the streams, signal handlers, search path and environment of the stage's command."""
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         signal.set_wakeup_fd(-1)
@@ -171,13 +172,13 @@ class _Server:
             one.close()
         for number in (signal.SIGCHLD, *IGNORED):
             signal.signal(number, signal.SIG_IGN if number in request.process["ignored signals"] else signal.SIG_DFL)
-        sys.path[:] = request.process["interpreter"][0]  # OpenCV adds its folder
+        sys.path[:] = request.process["interpreter"][0]  # without the folder that OpenCV adds
         os.environ.clear()
         os.environ.update({name: value for name, value in request.environment.items() if name != SERVER})
         die_with_parent()
-        if os.getppid() != self.own:
+        if os.getppid() != self.pid:
             os.kill(os.getpid(), signal.SIGTERM)
-        # Forks would draw the same numbers. Python's own generator takes a new seed itself.
+        # Otherwise all forks draw the same numbers. Python's own generator is seeded at each fork.
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()
         if "torch" in sys.modules:
@@ -197,7 +198,7 @@ def _run(request: Request) -> None:
 
 
 class _Exit:
-    """End a fork after its exit handlers. Python would then take half a second to free each object, in pages that the fork shares."""
+    """End a fork after its exit handlers, without freeing its objects. Freeing takes half a second, because it copies shared pages."""
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -218,9 +219,10 @@ class _Exit:
             raise
 
     def _end(self) -> None:
+        """Flush open files, and exit."""
         if self.code is None:
             return
-        for one in gc.get_objects():  # without those of the server
+        for one in gc.get_objects():  # of the fork: those of the server are frozen
             if issubclass(type(one), io.IOBase) and not one.closed:
                 with suppress(OSError, ValueError):
                     one.flush()
@@ -228,7 +230,7 @@ class _Exit:
 
 
 def serve(listener: int, lifeline: int) -> None:
-    """Serve stages until the other end of `lifeline` closes and every fork has ended. Both are descriptors of sockets."""
+    """Serve stages until the other end of `lifeline` closes and every fork has ended. The arguments are file descriptors of sockets."""
     end = _Exit()
     request = _Server(socket.socket(fileno=listener), socket.socket(fileno=lifeline)).serve()
     if request is None:

@@ -1,10 +1,11 @@
 """Start the stages of a run as forks of one process that has imported their libraries, which saves seconds a stage.
 
-`changepair retrain` starts that process, the fork server. The command of a stage is unchanged: it asks the server for a fork with its
-arguments, environment and standard streams, and ends as the fork ends. A stage starts plainly if there is no server, or if anything that
-acts during the imports differs from the server's start: a source file, an installed package, an environment variable, a setting of the
-process. Each fork is a process of its own, with nothing of another stage in its memory. A stage imports this module first, so it imports
-the standard library alone.
+`changepair retrain` starts this process, the fork server. The command of a stage asks the server for a fork with its arguments,
+environment and standard streams. It then exits with the fork's exit code or signal. A fork has no other stage in its memory.
+
+A stage starts plainly, as a new Python process, if there is no server or if an import could have a different result: after a change of a
+source file, an installed package, an environment variable or a setting of the process. A stage imports this module first, so this module
+imports the standard library only.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ SWITCH = "CHANGEPAIR_FORK"  # environment variable: 0 starts every stage plainly
 SERVER = "CHANGEPAIR_FORK_SERVER"  # environment variable: the socket of the fork server, for the stages of a run
 OF_A_STAGE = {SERVER, "CHANGEPAIR_PARENT_TASK_RUN", "CHANGEPAIR_TOLD", "CHANGEPAIR_LISTENER"}
 OF_A_STAGE |= {"DVC_ROOT", "DVC_STAGE", "OLDPWD", "PWD", "SHLVL", "_"}
-"""Environment variables that no library reads in its import. All others must equal those of the server."""
+"""Environment variables of one stage. No library reads them during its import. All others must equal those of the server."""
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that the command of a stage passes on to its fork. A terminal sends Ctrl-C to both, so that is not passed on."""
-LAST = 0.5  # seconds for the server to end, which may import something
-CODE = "changepair.flows.code"  # imports neither Prefect nor torch
+"""Signals that the command of a stage passes on to its fork. A terminal sends Ctrl-C to both, so SIGINT is not passed on."""
+LAST = 0.5  # seconds for the server to end, because it may be importing a module
+CODE = "changepair.flows.code"  # a stage that imports neither Prefect nor torch
 
 
 class Request(NamedTuple):
-    """A stage that the server is asked to start."""
+    """A request to start a stage."""
 
     command: list[str]  # python -m <module> <arguments>
     environment: dict[str, str]
-    process: dict[str, Any]  # of `describe_process`
+    process: dict[str, Any]  # result of `describe_process`
 
 
 def hand_over() -> None:
-    """Let the fork server run the stage that this process was started for, and exit as its fork does. Return if it starts plainly."""
+    """Run the stage of this process in a fork of the server, and exit as the fork does. Return if the stage starts plainly."""
     address, module = os.environ.get(SERVER), (sys.orig_argv[2:3] or [""])[0]
     is_stage = sys.orig_argv[1:2] == ["-m"] and module.startswith("changepair.flows.") and module.count(".") == 2 and module != CODE
     closed = None in (sys.stdin, sys.stdout, sys.stderr)  # the connection would take the place of a closed stream
     if not address or not is_stage or "DVC_STAGE" not in os.environ or closed or _has_startup_code():
         return
     request = Request(sys.orig_argv, dict(os.environ), describe_process())
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for the fork
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # until the fork exists
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         message = json.dumps(request).encode()
@@ -73,7 +74,7 @@ def _follow(fork: int, answer: Any, mask: Any) -> None:
             signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     line = answer()
-    if not line.endswith("\n"):  # it was killed; its forks get a SIGTERM then
+    if not line.endswith("\n"):  # the server was killed; its forks then get SIGTERM
         print("changepair: the fork server was killed; run the command again", file=sys.stderr, flush=True)
         forward(signal.SIGTERM, None)
         os._exit(1)
@@ -87,13 +88,13 @@ def _follow(fork: int, answer: Any, mask: Any) -> None:
 
 
 def _has_startup_code() -> bool:
-    """Return whether Python ran code of the user at its start, which may depend on the command. Some systems have such code too."""
+    """Return whether Python ran startup code of the user, which may depend on the command. Startup code of the system does not count."""
     files = (getattr(sys.modules.get(name), "__file__", None) for name in ("sitecustomize", "usercustomize"))
     return any(file is not None and os.path.dirname(file) != os.path.dirname(os.__file__) for file in files)
 
 
 def describe_process() -> dict[str, Any]:
-    """Describe what a process inherits or gets at its start, except for its standard streams. Values are those of JSON."""
+    """Describe what a process gets at its start, except for its standard streams. Values have types of JSON."""
     import resource
 
     umask = os.umask(0)
@@ -133,7 +134,7 @@ def fork_server() -> Iterator[None]:
             files = (listener.fileno(), theirs.fileno())
             # DVC starts stages with the `python` of PATH.
             command = [shutil.which("python") or sys.executable, "-m", "changepair.flows.running.fork_server", *map(str, files)]
-            server = subprocess.Popen(command, pass_fds=files, env=dict(os.environ))  # as for stages: libraries may add others in C
+            server = subprocess.Popen(command, pass_fds=files, env=dict(os.environ))  # as for stages: without variables of C libraries
         os.environ[SERVER] = address
         try:
             yield

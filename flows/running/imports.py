@@ -1,4 +1,4 @@
-"""Import modules, and notice later if a file differs from the one that was imported."""
+"""Import modules, and detect later whether one of their files has changed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 
-SETTLED = 100_000_000  # nanoseconds by which a file must be older than its import: the resolution of a file system's clock
+SETTLED = 100_000_000  # nanoseconds that a file must be older than its import, because clocks of file systems are coarse
 
 
 class Sources:
-    """Record the state of files that imports of this process have read. A later start would read a changed file."""
+    """Record the state of the files that this process has imported. A new process would read a changed file."""
 
     def __init__(self) -> None:
         self.states = {file: _state(file) for file in _own_files()}
@@ -23,18 +23,18 @@ class Sources:
         self.load(())
 
     def load(self, modules: Sequence[str]) -> None:
-        """Import modules, and record what they loaded."""
+        """Import modules, and record the files that they load."""
         began = time.time_ns()
         for module in modules:
-            with suppress(Exception):  # the stage reports it
-                import_module(module)  # at once if it was imported before
+            with suppress(Exception):  # the stage raises it again, and reports it
+                import_module(module)  # returns at once if it is imported already
         for file in _loaded_files() - self.loaded.keys():
             self.loaded[file] = state = _state(file)
-            if state is None or state[4] > began - SETTLED:  # it was perhaps written while it was read
+            if state is None or state[4] > began - SETTLED:  # it may have been written during the import
                 self.unsettled = file
 
     def changed(self) -> str:
-        """Return a file that differs from the one that was read; "" without one."""
+        """Return the path of a file that has changed since its import; "" if none has."""
         before = {**self.loaded, **self.states}
         now = {file: _state(file) for file in (*self.loaded, *_own_files())}
         for file in before.keys() | now.keys():
@@ -50,7 +50,7 @@ class Sources:
 
 
 def _state(file: str) -> list[int] | None:
-    """Return what changes whenever a file is written, replaced or deleted; None if it does not exist."""
+    """Return the device, inode, size in bytes, and times in ns of a file. An edit changes at least one. None if it does not exist."""
     try:
         found = os.stat(file)
     except OSError:
@@ -59,7 +59,7 @@ def _state(file: str) -> list[int] | None:
 
 
 def _own_files() -> Iterator[str]:
-    """List the files of this package in the working directory or where it is installed, and files that select packages and settings."""
+    """List the files of this package, and the files that select installed packages and settings of Prefect."""
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     for name in ("flows", "tasks"):
         for place, folders, files in os.walk(os.path.join(home, name)):
@@ -71,15 +71,15 @@ def _own_files() -> Iterator[str]:
 
 
 def _loaded_files() -> set[str]:
-    """List the files that this process has loaded: of modules, and libraries."""
+    """Return the files of modules and shared libraries that this process has loaded."""
     files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
-    modules = {file for file in files if isinstance(file, str) and os.path.isabs(file)}  # torch makes modules without a file
+    modules = {file for file in files if isinstance(file, str) and os.path.isabs(file)}  # some modules of torch name no existing file
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         return modules | {parts[5] for line in maps if len(parts := line.rstrip("\n").split(None, 5)) > 5 and ".so" in parts[5]}
 
 
 def _names_on_path() -> dict[str, set[str]]:
-    """List the names in each folder of sys.path."""
+    """Return the names of the files in each folder of sys.path."""
     found = {}
     for folder in sys.path:
         with suppress(OSError):

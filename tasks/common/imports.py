@@ -1,4 +1,4 @@
-"""Import large packages fast."""
+"""Import large packages faster."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected(*, freeze: bool) -> Iterator[None]:
-    """Import packages without garbage collection in between.
+    """Import packages without garbage collection.
 
-    The import of torch creates 190,000 objects, which stay. The collector would visit them again and again, and at the end of the process
-    too: this takes a third of the time of `import torch`.
+    The import of torch creates 190,000 objects that are never freed. Collections during the import and at the end of the process would
+    visit them repeatedly, which takes a third of the time of `import torch`.
 
-    `freeze` sets whether later collections leave out all objects that exist at the end. Set it in a process that this project starts, and
-    not in a library, because it includes the objects of the caller.
+    `freeze` sets whether later collections skip all objects that exist at the end of the block. Set it only in processes that this project
+    starts, because it includes the objects of the caller.
     """
     if not gc.isenabled():
         yield

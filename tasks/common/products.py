@@ -1,7 +1,7 @@
-"""Multiply float32 matrices and convolve pictures on a CPU with oneDNN.
+"""Run float32 linear layers, convolutions and attention on a CPU with oneDNN.
 
-PyTorch multiplies them with MKL, which leaves half of the arithmetic units of AMD processors idle. One core of an EPYC reaches 110 GFLOP/s
-with MKL and 240 with oneDNN. PyTorch itself uses oneDNN only for convolutions and for rounded products.
+PyTorch multiplies float32 matrices with MKL. One core of an AMD EPYC reaches 110 GFLOP/s with MKL, and 240 GFLOP/s with oneDNN. PyTorch
+itself uses oneDNN only for convolutions and for products of lower precision.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-VARIABLE = "CHANGEPAIR_ONEDNN"
-TIMM_BLOCK = ("timm.layers.mlp", "Mlp")  # its children run in their order
-ROWS = 512  # queries of `attention` at once, so that their weights stay in the processor's cache
+VARIABLE = "CHANGEPAIR_ONEDNN"  # environment variable: 0 switches to PyTorch's own products
+TIMM_BLOCK = ("timm.layers.mlp", "Mlp")  # module and name of timm's perceptron, whose children run in order
+ROWS = 512  # queries that `attention` computes at once, so that their attention weights stay in the processor's cache
 FEW_TOKENS = 128  # up to this number of tokens, PyTorch's attention is as fast
 
 
@@ -47,7 +47,7 @@ def _plain_bias(bias: Tensor, channels: int) -> bool:
 
 
 class LinearGelu(nn.Linear):
-    """A linear layer and the activation GELU after it, which oneDNN computes while the result is in the processor's cache."""
+    """A linear layer followed by GELU. oneDNN applies GELU while the result is in the processor's cache."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not runs_onednn(x) or not x.numel():
@@ -56,7 +56,7 @@ class LinearGelu(nn.Linear):
 
 
 def join_gelu(network: nn.Module) -> None:
-    """Join each linear layer with the GELU that follows it, in place, in the blocks of timm and open_clip. The tensors stay the same."""
+    """Fuse each linear layer with the GELU after it, in place, in blocks of timm and open_clip. No tensor's name or value changes."""
     for parent in network.modules():
         if type(parent) is not nn.Sequential and (type(parent).__module__, type(parent).__name__) != TIMM_BLOCK:
             continue
@@ -75,7 +75,7 @@ def convolution(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Convolve (B, C, H, W), as F.conv2d does. On one thread, F.conv2d leaves oneDNN out for 1x1 kernels and is half as fast."""
+    """Convolve x (B, C, H, W), as F.conv2d does. On one thread, F.conv2d runs 1x1 kernels without oneDNN, at half the speed."""
     plain = _plain(weight) and (bias is None or _plain_bias(bias, len(weight)))
     if isinstance(padding, str) or not plain or not runs_onednn(x) or not x.numel() or x.ndim != 4:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -93,23 +93,30 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return the attention (B, H, N, D) of queries to keys and values, as F.scaled_dot_product_attention does."""
+    """Return the attention (B, H, N, D), as F.scaled_dot_product_attention does.
+
+    `query` is (B, H, N, C), `key` is (B, H, M, C), and `value` is (B, H, M, D). At most ROWS rows of the matrix (N, M) are held at once.
+    """
     plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa)
     alike = query.shape[:2] == key.shape[:2] and key.shape[:-1] == value.shape[:-1]
     if not plain or query.ndim != 4 or query.shape[2] <= FEW_TOKENS or not alike or not runs_onednn(query):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     result = query.new_empty(*query.shape[:2], query.shape[2], value.shape[3])
-    for one, into, keys, values in zip(query.flatten(0, 1), result.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), strict=True):
+    heads = (part.flatten(0, 1) for part in (query, key, value, result))
+    for queries, keys, values, output in zip(*heads, strict=True):
         keys, values = keys.contiguous(), values.mT.contiguous()
-        for rows, part in zip(one.split(ROWS), into.split(ROWS), strict=True):
+        for rows, part in zip(queries.split(ROWS), output.split(ROWS), strict=True):
             part.copy_(linear(linear((rows * scale).contiguous(), keys).softmax(dim=1), values))
     return result
 
 
 def runs_onednn(x: Tensor) -> bool:
-    """Return whether products of this tensor run in oneDNN: float32 on a CPU, without gradients, and not while a model is exported or
-    compiled. The environment variable CHANGEPAIR_ONEDNN=0 switches to PyTorch's products."""
+    """Return whether products of a tensor run in oneDNN.
+
+    The tensor is float32, on a CPU, and without gradients, and no model is being exported or compiled. The environment variable
+    CHANGEPAIR_ONEDNN=0 switches to PyTorch's own products.
+    """
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -121,7 +128,7 @@ def runs_onednn(x: Tensor) -> bool:
 
 @cache
 def _works() -> bool:
-    """Return whether this PyTorch has the operators, which are private, and whether they are correct."""
+    """Return whether this version of PyTorch has the private operators of oneDNN, and they are correct."""
     if os.environ.get(VARIABLE) == "0":
         return False
     x, weight, bias = torch.arange(6.0).view(2, 3) / 8, torch.arange(12.0).view(4, 3) / 8, torch.arange(4.0) / 8
@@ -145,7 +152,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: list[in
 
 
 def in_onednn(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which any network runs its linear layers, convolutions and attention on `x` in oneDNN, where that is possible."""
+    """Return a context that runs linear layers, convolutions and attention of any network in oneDNN, if `runs_onednn(x)`."""
     return _InOneDNN() if runs_onednn(x) else nullcontext()
 
 
@@ -173,7 +180,7 @@ def _self_attention(
     out_bias: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a module nn.MultiheadAttention, as F.multi_head_attention_forward does. `query` is (N, B, C)."""
+    """Compute nn.MultiheadAttention, as F.multi_head_attention_forward does. `query` is (N, B, C)."""
     mask = options.get("attn_mask")
     special = ("key_padding_mask", "static_k", "static_v", "is_causal", "use_separate_proj_weight")
     plain = not options.get("need_weights", True) and all(options.get(name) is None or options[name] is False for name in special)
@@ -184,9 +191,9 @@ def _self_attention(
             query, key, value, width, heads, weight, bias, bias_k, bias_v, add_zero, dropout, out_weight, out_bias, **options
         )
         return found
-    asked, offered, values = linear(query, weight, bias).unflatten(-1, (3, heads, -1)).permute(2, 1, 3, 0, 4)  # (B, H, N, D) each
-    joined = attention(asked, offered, values, mask)
-    return linear(joined.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
+    queries, keys, values = linear(query, weight, bias).unflatten(-1, (3, heads, -1)).permute(2, 1, 3, 0, 4)  # (B, H, N, D) each
+    attended = attention(queries, keys, values, mask)
+    return linear(attended.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
 
 
 REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {

@@ -50,10 +50,10 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
-        """Return a function that selects this detector's relation from that of another one with the same encoder network.
+        """Return a function that selects this detector's relation from that of `other`; None if `other` does not compute it.
 
-        The selection has the same bytes as the result of `relate`. The memory of the other detector is then enough for both. By default,
-        it is None: a detector uses its own relation only.
+        Both detectors have the same encoder network. The selection equals the result of `relate` byte for byte, so that the memory of
+        `other` serves both. By default, a detector uses only its own relation.
         """
         return unchanged if other is self else None
 
@@ -90,7 +90,7 @@ class Detector(nn.Module):
 
 
 def unchanged(relation: Features) -> Features:
-    """Select a whole relation, for `part_of`."""
+    """Return the whole relation, as a result of `part_of`."""
     return relation
 
 

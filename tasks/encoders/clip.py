@@ -14,7 +14,7 @@ from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
 TOKENS_AT_ONCE = 1024  # tokens of windows in one pass through the transformer, so that activations stay in the processor's cache
-TEXTS_AT_ONCE = 16
+TEXTS_AT_ONCE = 16  # texts in one pass through the text transformer
 WINDOWS = (2, 3)  # window sides in patches (WinCLIP, section 4.2)
 
 
@@ -73,10 +73,8 @@ class WindowEncoder(FrozenEncoder):
     """
 
     def __init__(self, clip: ClipEncoder) -> None:
-        from open_clip.transformer import (
-            ResidualAttentionBlock,
-            VisionTransformer,
-        )  # here, because it costs a second and few callers need it
+        # The import takes a second, and few callers need it.
+        from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
         visual: Any = clip.network.visual
         plain = isinstance(visual, VisionTransformer) and all(
@@ -102,8 +100,10 @@ class WindowEncoder(FrozenEncoder):
         return [patches, *self._windows(tokens), embedding]
 
     def _windows(self, tokens: Tensor) -> Features:
-        """Embed the windows of each size: (B, D, h-size+1, w-size+1). `tokens` (B, L, C) are those before the transformer, the class token
-        first."""
+        """Embed the windows of each size, (B, D, h-size+1, w-size+1) each.
+
+        `tokens` (B, L, C) are the input of the transformer. The class token is the first.
+        """
         blocks: Any = self.network.visual.transformer.resblocks  # type: ignore[union-attr]
         packed = packed_projection(blocks[0], tokens)
         found = []
@@ -134,7 +134,7 @@ def windows(grid: tuple[int, int], size: int) -> Tensor:
 
 
 def class_tokens(blocks: Sequence[Any], tokens: Tensor, packed: Tensor) -> Tensor:
-    """Run the transformer's blocks on tokens (N, L, C), and return the class token (N, 1, C), which is the first.
+    """Run the transformer's blocks on tokens (N, L, C), and return the class token (N, 1, C), the first one.
 
     `packed` is the result of `packed_projection` for the first block. The last block computes only the class token.
     """

@@ -91,7 +91,7 @@ class FrozenEncoder(nn.Module):
         self.scales = tuple(scales)
 
     def at(self, scales: Sequence[float]) -> FrozenEncoder:
-        """Return an encoder with the same network that encodes every picture at other sizes, as `see_at`."""
+        """Return an encoder with the same network that encodes every picture at other scales, as after `see_at`."""
         other = copy.copy(self)
         other.maps = self.maps // len(self.scales)
         other.channels = (*self.channels[: other.maps], *self.channels[self.maps :])
@@ -128,7 +128,7 @@ class FrozenEncoder(nn.Module):
         return torch.compile(fast, dynamic=False) if self._compiles else fast
 
     def _folded(self, normalised: Tensor) -> nn.Module | None:
-        """Fold a copy of the network. Return None if it computes something else."""
+        """Return a copy of the network with folded normalisations; None if its features differ from the network's."""
         fast = folded(self.network)
         if fast is None:
             return None

@@ -1,7 +1,7 @@
 """EfficientNet-Lite, the packaged encoders, in torch alone (Tan and Le, ICML 2019, in its Lite variant).
 
-The Lite variant has no squeeze-and-excitation, ReLU6 as its activation, and a stem and a head that are not scaled. The features and the
-names of the tensors equal those of timm's networks of the same name. The import of timm takes longer than the first score.
+The Lite variant has no squeeze-and-excitation, its activation is ReLU6, and its stem and head are not scaled. Its features and the names
+of its tensors equal those of timm's networks of the same name. timm is not imported, because its import takes longer than a first score.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from changepair.tasks.encoders.encoder import Features, FrozenEncoder, folded
 
 STEM = 32  # channels
 EXPANSION = 6  # channels within a block, as a multiple of those of its input
-EPSILON = 1e-3  # of the batch normalisation, TensorFlow's
+EPSILON = 1e-3  # epsilon of TensorFlow's batch normalisation
 UNIT = 8  # channels are a multiple of it
 MULTIPLIERS = {"tf_efficientnet_lite0": (1.0, 1.0), "tf_efficientnet_lite2": (1.1, 1.2)}
 """Width and depth multipliers by the timm name of the network."""
 
 
 class Stage(NamedTuple):
-    """Row of table 1 of the paper."""
+    """A row of table 1 of the paper: a sequence of blocks with one kernel size and number of channels."""
 
     blocks: int
     kernel: int
-    """Side of the depthwise kernel, in positions."""
+    """Side of the depthwise kernel in positions."""
     stride: int
     channels: int
 
@@ -45,11 +45,11 @@ STAGES = (
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with the padding of TensorFlow's `SAME`: an odd row or column is added at the bottom and the right."""
+    """A convolution with TensorFlow's padding `SAME`, which adds an odd row or column at the bottom or the right."""
 
-    def __init__(self, channels: int, made: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         # With stride 1 the padding is symmetric and independent of the size.
-        super().__init__(channels, made, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.stride[0] > 1:
@@ -64,7 +64,7 @@ class SameConv(nn.Conv2d):
 
 
 class Norm(nn.BatchNorm2d):
-    """A batch normalisation and the activation after it."""
+    """A batch normalisation followed by an activation."""
 
     def __init__(self, channels: int, *, active: bool = True) -> None:
         super().__init__(channels, eps=EPSILON)
@@ -78,40 +78,40 @@ class Norm(nn.BatchNorm2d):
 class SeparableBlock(nn.Module):
     """A depthwise and a pointwise convolution, for the first stage."""
 
-    def __init__(self, channels: int, made: int, kernel: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv_dw = SameConv(channels, channels, kernel, groups=channels)
-        self.bn1 = Norm(channels)
-        self.conv_pw = SameConv(channels, made, 1)
-        self.bn2 = Norm(made, active=False)
+        self.conv_dw = SameConv(in_channels, in_channels, kernel, groups=in_channels)
+        self.bn1 = Norm(in_channels)
+        self.conv_pw = SameConv(in_channels, out_channels, 1)
+        self.bn2 = Norm(out_channels, active=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        made: Tensor = self.bn2(self.conv_pw(self.bn1(self.conv_dw(maps))))
-        return made
+        result: Tensor = self.bn2(self.conv_pw(self.bn1(self.conv_dw(maps))))
+        return result
 
 
 class InvertedResidual(nn.Module):
     """MBConv without squeeze-and-excitation: expand, depthwise convolution, project (Sandler et al., CVPR 2018, section 3.3)."""
 
-    def __init__(self, channels: int, made: int, kernel: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        inner = EXPANSION * channels
-        self.skips = stride == 1 and channels == made
-        self.conv_pw = SameConv(channels, inner, 1)
+        inner = EXPANSION * in_channels
+        self.skips = stride == 1 and in_channels == out_channels
+        self.conv_pw = SameConv(in_channels, inner, 1)
         self.bn1 = Norm(inner)
         self.conv_dw = SameConv(inner, inner, kernel, stride, groups=inner)
         self.bn2 = Norm(inner)
-        self.conv_pwl = SameConv(inner, made, 1)
-        self.bn3 = Norm(made, active=False)
+        self.conv_pwl = SameConv(inner, out_channels, 1)
+        self.bn3 = Norm(out_channels, active=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        made: Tensor = self.bn1(self.conv_pw(maps))
-        made = self.bn3(self.conv_pwl(self.bn2(self.conv_dw(made))))
-        return made + maps if self.skips else made
+        result: Tensor = self.bn1(self.conv_pw(maps))
+        result = self.bn3(self.conv_pwl(self.bn2(self.conv_dw(result))))
+        return result + maps if self.skips else result
 
 
 class Lite(nn.Module):
-    """EfficientNet-Lite without its head. It returns the last map of each stride, 2 to 32."""
+    """EfficientNet-Lite without its head. It returns the last map of each stride, 2 to 32, of pictures (B, 3, H, W)."""
 
     def __init__(self, width: float, depth: float) -> None:
         """Build the network. `width` multiplies channels, and `depth` blocks. The weights are random."""
@@ -119,7 +119,7 @@ class Lite(nn.Module):
         self.conv_stem = SameConv(3, STEM, 3, stride=2)
         self.bn1 = Norm(STEM)
         for _ in range(2):
-            nn.Conv2d(8, 8, 1)  # timm draws the weights of an attention here that it discards, see _draw
+            nn.Conv2d(8, 8, 1)  # timm draws weights here for a layer that it discards, see _draw
         stages, channels = [], STEM
         for place, stage in enumerate(STAGES):
             scaled = 0 < place < len(STAGES) - 1  # the first and the last stage keep their one block
@@ -136,20 +136,20 @@ class Lite(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
         following = [stage.stride for stage in STAGES[1:]] + [2]
-        self.seen = [place for place, stride in enumerate(following) if stride > 1]  # stages whose maps are returned
-        self.channels = tuple(_rounded(width * STAGES[place].channels) for place in self.seen)
+        self.returned = [place for place, stride in enumerate(following) if stride > 1]  # stages whose maps are returned
+        self.channels = tuple(_rounded(width * STAGES[place].channels) for place in self.returned)
         self._draw()
 
     def forward(self, normalised: Tensor) -> Features:
         maps, features = self.bn1(self.conv_stem(normalised)), []
         for place, stage in enumerate(self.blocks):
             maps = stage(maps)
-            if place in self.seen:
+            if place in self.returned:
                 features.append(maps)
         return features
 
     def _draw(self) -> None:
-        """Draw random weights by timm's rule and in its order, so that trained parts, drawn next, start as they do with timm."""
+        """Draw random weights by timm's rule and in its order, so that trained parts, drawn next, start with equal weights."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
@@ -169,14 +169,14 @@ class LiteEncoder(FrozenEncoder):
         return list(self.run(normalised))
 
     def _folded(self, normalised: Tensor) -> nn.Module | None:
-        return folded(self.network)  # each convolution of Lite is followed by its normalisation, so there is nothing to compare
+        return folded(self.network)  # without a comparison, because a normalisation follows each convolution
 
 
 def efficientnet_lite(name: str, weights: Mapping[str, Tensor] | None) -> LiteEncoder:
     """Build tf_efficientnet_lite0 or tf_efficientnet_lite2.
 
-    Its five maps have 16, 24, 40, 112 and 320 channels in lite0, and 16, 24, 48, 120 and 352 in lite2. Padding is that of TensorFlow
-    at any size of the input; the weights were trained at 224 pixels (lite0) and 260 (lite2).
+    Its five maps have 16, 24, 40, 112 and 320 channels in lite0, and 16, 24, 48, 120 and 352 in lite2. Pictures may have any size. The
+    weights were trained at 224 pixels (lite0) and 260 (lite2).
 
     `weights` is a classifier's state dict with the same tensors in the same order, under any names. Its head is ignored, and None leaves
     the weights random. Raises ValueError if a tensor's shape does not fit.
@@ -184,19 +184,19 @@ def efficientnet_lite(name: str, weights: Mapping[str, Tensor] | None) -> LiteEn
     network = Lite(*MULTIPLIERS[name])
     if weights is not None:
         own = network.state_dict()
-        given = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]
+        tensors = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]
         wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-        for (name, tensor), target in zip(given, wanted, strict=False):
+        for (name, tensor), target in zip(tensors, wanted, strict=False):
             if tensor.shape != own[target].shape:
                 raise ValueError(f"encoder weights: {name} has shape {tuple(tensor.shape)}, {target} needs {tuple(own[target].shape)}")
             own[target] = tensor
-        if len(given) < len(wanted):
-            raise ValueError(f"encoder weights: {len(given)} tensors, but the encoder has {len(wanted)}")
+        if len(tensors) < len(wanted):
+            raise ValueError(f"encoder weights: {len(tensors)} tensors, but the encoder has {len(wanted)}")
         network.load_state_dict(own)
     return LiteEncoder(network)
 
 
 def _rounded(channels: float) -> int:
-    """Round channels to a multiple of UNIT, and not down by more than a tenth, as the code of MobileNetV2 does."""
+    """Round a number of channels to a multiple of UNIT, but not down by more than a tenth, as in the code of MobileNetV2."""
     rounded = max(UNIT, int(channels + UNIT / 2) // UNIT * UNIT)
     return rounded + UNIT if rounded < 0.9 * channels else rounded

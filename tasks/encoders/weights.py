@@ -87,7 +87,7 @@ def file_of_tag(name: str, tag: str) -> Path | None:
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
     """Read a state dict from a file whose sha256 is `expected`. Raises BadInput otherwise, before unpickling it."""
-    content = file.read_bytes()  # once, so that the bytes that are hashed are those that are used
+    content = file.read_bytes()  # once, so that the same bytes are hashed and unpickled
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise BadInput(

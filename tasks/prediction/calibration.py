@@ -116,7 +116,7 @@ def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: flo
     >>> print(calibrated([place / 100 for place in range(199)], [0.5], 0.01))
     1.970005, for 1 % false alarms, set by 199 normal pictures; the rate is 0.12 to 2.8 % (95 % interval)
     """
-    from scipy.special import betaincinv  # costs a tenth of a second
+    from scipy.special import betaincinv  # here, because it takes a tenth of a second
 
     ascending = sorted(map(reported, scores))
     count = len(ascending)

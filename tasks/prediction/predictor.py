@@ -118,7 +118,7 @@ class Predictor:
         self.threshold = threshold
 
     @classmethod
-    @uncollected(freeze=False)  # it imports the detector, with the libraries that this one needs
+    @uncollected(freeze=False)  # it imports the libraries of the detector
     def load(cls, model: str | Path = "packaged", *, device: torch.device | None = None) -> Predictor:
         """Load a detector.
 

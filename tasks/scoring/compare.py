@@ -25,8 +25,8 @@ from changepair.tasks.scoring.scores import Group
 from changepair.tasks.scoring.sharing import Shared
 
 Related = Callable[..., Features]
-"""Relates all queries to the prompts at indices of the pool, or to those of each query, Bxk. With a second argument, the indices of
-queries, it relates these to one prompt each."""
+"""Function that relates queries to prompts of a pool. The first argument has the prompts' indices: for all queries, or Bxk for each one.
+The second argument is optional. It has indices of queries, and each of these is related to the prompt at the same place."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Pool:
     last_stage: Tensor | None
     """Features of the detector's last stage, KxCxhxw. None without prompts."""
     memory: Features
-    """Memory of the prompts, of the detector's host."""
+    """Memory of the prompts, as the detector's host computes it."""
 
     def places(self, episode: Episode) -> list[int]:
         """Return the indices of an episode's prompts."""
@@ -65,12 +65,12 @@ class Relations:
     """Relate a batch of queries to prompts, once for all detectors with the same host."""
 
     def __init__(self, shared: Shared, features: Features) -> None:
-        """Set the features of the queries, as the shared encoder computes them."""
+        """Set the features that the shared encoder computes from the queries."""
         self.shared, self.features = shared, features
         self._kept: dict[Any, Features] = {}
 
     def of(self, name: str, part: slice, memory: Features) -> Related:
-        """Return a function that relates some of the queries to prompts for a detector. memory: of the detector's host."""
+        """Return a function that relates some of the queries to prompts for a detector. memory: that of the detector's host."""
         host = self.shared.hosts[name]
         queries = [stage[part] for stage in self.shared.features(host, self.features)]
 

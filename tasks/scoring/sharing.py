@@ -19,18 +19,18 @@ class Shared:
     detectors: Mapping[str, Detector]
     """Detectors by name."""
     places: Mapping[str, Sequence[int]]
-    """Indices of each detector's features among those of the encoder."""
+    """Indices of each detector's features in the features of `encoder`."""
     hosts: Mapping[str, str]
-    """Name of each detector's host. A host is its own."""
+    """Name of each detector's host. The host of a host is itself."""
     parts: Mapping[str, Callable[[Features], Features]]
     """Functions that select each detector's relation from that of its host."""
 
     def features(self, name: str, features: Features) -> Features:
-        """Return the features as the detector's own encoder computes them."""
+        """Select a detector's features from those of `encoder`, as the detector's own encoder computes them."""
         return [features[place] for place in self.places[name]]
 
     def guests(self, host: str) -> int:
-        """Return the number of detectors with this host."""
+        """Return the number of detectors with this host, including itself."""
         return sum(own == host for own in self.hosts.values())
 
 
@@ -42,18 +42,18 @@ def share(detectors: Mapping[str, Detector]) -> Shared:
         name: {other: part for other, one in detectors.items() if (part := detector.part_of(one)) is not None}
         for name, detector in detectors.items()
     }
-    held = Counter(other for found in parts.values() for other in found)
-    hosts = {name: max(found, key=lambda other: held[other]) for name, found in parts.items()}  # the relation with the most parts
+    counts = Counter(other for found in parts.values() for other in found)
+    hosts = {name: max(found, key=lambda other: counts[other]) for name, found in parts.items()}  # serves most detectors
     return Shared(encoder, detectors, places, hosts, {name: parts[name][host] for name, host in hosts.items()})
 
 
 def encoder_of(encoders: Sequence[Encoder]) -> Encoder:
-    """Return an encoder with the scales of all encoders, whose networks are the same. Raises ValueError if they cannot be joined."""
+    """Return an encoder with the scales of all encoders, which have one network. Raises ValueError if it cannot encode at other scales."""
     first = encoders[0]
     scales = tuple(dict.fromkeys(scale for encoder in encoders for scale in encoder.scales))
     if all(encoder.scales == first.scales for encoder in encoders):
         return first
-    if not isinstance(first, FrozenEncoder) or len(first.channels) > first.maps:  # an embedding is that of the first scale
+    if not isinstance(first, FrozenEncoder) or len(first.channels) > first.maps:  # the embedding belongs to the first scale
         raise ValueError(f"{type(first).__name__} cannot encode at the scales of several detectors")
     return first.at(scales)
 

@@ -1,4 +1,4 @@
-"""Score a detector with many settings, and rank the settings. Settings that differ in scales share one pass of the encoder."""
+"""Score a detector with combinations of settings, and rank them. Combinations with one encoder network share one pass over the pictures."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from changepair.tasks.scoring.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class Spread:
-    """The deciding metric, a fraction, as a mean over targets, protocols and shots."""
+    """Mean and standard deviation of the deciding metric, as fractions. Each seed has a mean over targets, protocols and shots."""
 
     mean: float
     """Mean over seeds."""
     std: float
-    """Standard deviation over seeds, of the population."""
+    """Population standard deviation over seeds."""
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
@@ -48,13 +48,13 @@ class Swept:
     number: int
     """Index of the combination, from 0."""
     overall: Spread
-    """Over all targets."""
+    """Deciding metric over all targets."""
     targets: Mapping[str, Spread]
-    """By target."""
+    """Deciding metric by target."""
     close: bool
-    """Whether it is the best combination, or the 95 % interval of the paired difference to the best includes 0."""
+    """Whether the 95 % interval of the paired difference to the best combination includes 0. True for the best."""
     rows: tuple[MetricRow, ...]
-    """Metrics by target, protocol and shots. Their `detector` is the number."""
+    """Metrics by target, protocol and shots. Their `detector` is `number`."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,23 @@ class Sweep:
     """A detector of a pipeline and the settings to evaluate it with."""
 
     detector: str
-    """Its name in the pipeline."""
+    """Name of the detector in the pipeline."""
     settings: Sequence[Mapping[str, Any]]
     """Settings of all detectors of the pipeline by name, for each combination."""
     evaluation: EvaluationSettings
     metric: PromotionSettings
-    """The metric that ranks combinations, in `promotion` of the pipeline."""
+    """Section `promotion` of the pipeline, which names the metric that ranks combinations."""
     files: TargetFiles
     models: Path
     """Folder of the detectors' model folders."""
 
 
 def sweep(asked: Sweep, work: Path, device: torch.device, report: Callable[[float], None] = lambda share: None) -> list[Swept]:
-    """Score and measure every combination, and rank them by the deciding metric, the best first. Scores are written below `work`.
+    """Score and measure every combination, and rank them by the deciding metric, the best first.
 
     Combinations with the same encoder network, resolution and resizing are scored in one pass over the pictures, which encodes each picture
-    once at each scale. Raises BadInput if a detector cannot be created, or no combination has the metric.
+    once at each scale. Scores are written below `work`. `report` receives the share of the work that is done. Raises BadInput if a detector
+    cannot be created, or no combination has the metric.
     """
     folders = {str(number): work / "scores" / str(number) for number in range(len(asked.settings))}
     passes = passes_of(asked)
@@ -94,20 +95,20 @@ def sweep(asked: Sweep, work: Path, device: torch.device, report: Callable[[floa
 
 
 def passes_of(asked: Sweep) -> dict[tuple[EncoderSettings, int], list[int]]:
-    """Group combinations, by index, by the encoder and the resolution. The encoder has the scales of all of them."""
+    """Group the indices of combinations by encoder and resolution in pixels. The encoder of a group has the scales of all of them."""
     alike: dict[tuple[EncoderSettings, int], list[int]] = {}
     for number in range(len(asked.settings)):
-        own = _own(asked, number)
+        own = _with_encoder(asked, number)
         alike.setdefault((replace(own.encoder, scales=(1.0,)), own.resolution), []).append(number)
     passes = {}
     for (encoder, resolution), numbers in alike.items():
-        scales = tuple(dict.fromkeys(scale for number in numbers for scale in _own(asked, number).encoder.scales))
+        scales = tuple(dict.fromkeys(scale for number in numbers for scale in _with_encoder(asked, number).encoder.scales))
         passes[replace(encoder, scales=scales), resolution] = numbers
     return passes
 
 
-def _own(asked: Sweep, number: int) -> DetectorSettings:
-    """Return the settings that have the encoder of a combination: those of its detector or of its base."""
+def _with_encoder(asked: Sweep, number: int) -> DetectorSettings:
+    """Return the settings that name the encoder of a combination: those of its detector, or of its base."""
     detectors = asked.settings[number]
     own: DetectorSettings = detectors[base_of(asked.detector, detectors)]
     return own
@@ -116,12 +117,12 @@ def _own(asked: Sweep, number: int) -> DetectorSettings:
 def _contenders(
     asked: Sweep, numbers: Sequence[int], encoder: tuple[EncoderSettings, int], work: Path, device: torch.device
 ) -> list[Contender]:
-    """Load the detectors of some combinations around one encoder."""
+    """Load the detectors of some combinations with one encoder network."""
     network, contenders = build_encoder(*encoder).to(device), []
     for number in numbers:
-        own = _own(asked, number)
-        seen = network.at(own.encoder.scales)
-        detector = load_detector(asked.detector, asked.settings[number], asked.models, seen).to(device).eval()
+        own = _with_encoder(asked, number)
+        scaled = network.at(own.encoder.scales)
+        detector = load_detector(asked.detector, asked.settings[number], asked.models, scaled).to(device).eval()
         subset, scores = asked.evaluation.subset.get(asked.detector), ScoresFolder(work / "parts" / str(number))
         contenders.append(Contender(str(number), detector, own.resolution, subset, scores, own.encoder.resize, own.tiles))
     return contenders
@@ -171,9 +172,9 @@ def on_targets(files: TargetFiles, targets: Collection[str], folder: Path) -> Ta
 
 
 def write_sweep(file: Path, keys: Sequence[str], values: Sequence[Sequence[str]], swept: Sequence[Swept]) -> None:
-    """Write a CSV in the order of `swept`: the columns of metrics.csv without `detector`, after a column for each key.
+    """Write a CSV in the order of `swept`. It has a column for each key, then the columns of metrics.csv without `detector`.
 
-    values: the values of the keys as YAML, for each combination.
+    `values` has the values of the keys in YAML, for each combination.
     """
     names = [field.name for field in fields(MetricRow)]
     place = names.index("detector")

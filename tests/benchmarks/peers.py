@@ -1,8 +1,8 @@
-"""Compare changepair with anomalib and faiss: times and memory of one run, printed as a table (`make bench-peers`).
+"""Compare time and memory of changepair with those of anomalib and faiss, and print a table. `make bench-peers` runs it.
 
-Each side runs in a process of its own, with the packages that it pins. Both processes have the same number of threads, pictures and
-weights, and huge pages. They take turns, so that a change of the machine's speed meets both; medians are compared. Weights are random,
-because no speed depends on them. tests/benchmarks/peers_cases.py lists what is measured.
+Each side runs in a separate process, with the packages that it pins. Both have the same number of threads, pictures, weights and huge
+pages. They run in turns, so that a change of the machine's speed affects both. Medians are compared. Weights are random, because no speed
+depends on them. peers_cases.py lists the cases.
 
     python tests/benchmarks/peers.py --only winclip --threads 1 --peer build/peers/bin/python
 """
@@ -38,6 +38,8 @@ PICTURES = 100  # after the first one, to measure a rate
 
 @dataclass(frozen=True)
 class Row:
+    """A row of the table. Times are in `unit`."""
+
     what: str
     peer: str
     threads: int
@@ -47,7 +49,7 @@ class Row:
     memory: tuple[float, float] | None = None
     """Peak resident memory of both processes in MiB."""
     difference: float | None = None
-    """Largest difference of the results; None if they are defined differently."""
+    """Largest difference of the results; None if changepair and the peer define them differently."""
 
     def __str__(self) -> str:
         faster = self.ours / self.theirs if self.unit == "pictures/s" else self.theirs / self.ours
@@ -58,7 +60,7 @@ class Row:
 
 
 class Worker:
-    """A process of one side that has built a case and waits for its turns."""
+    """A process of one side that has built a case and answers requests."""
 
     def __init__(self, python: str, name: str, side: str, folder: Path, threads: int) -> None:
         command = [python, peers_cases.__file__, name, side, str(folder), str(threads)]
@@ -94,7 +96,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def compared(name: str, case: Case, peer: str, folder: Path, threads: int, times: int) -> Row:
-    """Measure both sides in turns."""
+    """Measure both sides of a case in turns."""
     ours = Worker(sys.executable, name, "ours", folder, threads)
     theirs = Worker(peer, name, "theirs", folder, threads)
     memory = ours.answer("memory"), theirs.answer("memory")
@@ -109,6 +111,7 @@ def compared(name: str, case: Case, peer: str, folder: Path, threads: int, times
 
 
 def seconds_of(command: list[str], threads: int, folder: Path) -> float:
+    """Run a command. Return its duration in seconds. Raises RuntimeError with the end of its log if it fails."""
     start = time.perf_counter()
     done = subprocess.run(command, env=environment(threads), cwd=folder, capture_output=True, text=True)
     if done.returncode:
@@ -117,14 +120,14 @@ def seconds_of(command: list[str], threads: int, folder: Path) -> float:
 
 
 def in_turns(ours: list[str], theirs: list[str], threads: int, folder: Path, times: int) -> tuple[float, float]:
-    """Return the median seconds of two commands as whole processes."""
-    turns = [[seconds_of(command, threads, folder) for command in (ours, theirs)] for _ in range(times + 1)][1:]  # the first reads the disk
+    """Run two commands in turns. Return the median duration of each process in seconds."""
+    turns = [[seconds_of(command, threads, folder) for command in (ours, theirs)] for _ in range(times + 1)][1:]  # the first is slower
     first, second = zip(*turns, strict=True)
     return statistics.median(first), statistics.median(second)
 
 
 def predicted(peer: str, folder: Path, threads: int, times: int) -> Iterator[Row]:
-    """Measure the first answer and the rate of files of 256x256 pixels, reading included."""
+    """Measure the time of the first answer and the rate for files of 256x256 pixels, including reading."""
     subprocess.run([sys.executable, peers_cases.__file__, "pictures", str(PICTURES + 2), str(folder)], check=True)
     subprocess.run([peer, peers_cases.__file__, "export", str(folder)], check=True, capture_output=True, env=environment(threads))
     prompt, *queries = sorted(map(str, folder.glob("*.png")))
@@ -139,6 +142,7 @@ def predicted(peer: str, folder: Path, threads: int, times: int) -> Iterator[Row
 
 
 def imported(peer: str, folder: Path, threads: int, times: int) -> Iterator[Row]:
+    """Measure the time of imports, including the start of Python."""
     for ours, theirs in (
         ("from changepair import Predictor", f"from anomalib.deploy import {OPENVINO}"),
         ("import changepair", "import anomalib"),
@@ -148,7 +152,7 @@ def imported(peer: str, folder: Path, threads: int, times: int) -> Iterator[Row]
 
 
 def rows(only: list[str], peer: str, threads: int, times: int) -> Iterator[Row]:
-    """Measure what has a name with one of the words in `only`; everything if there is none."""
+    """Measure the cases whose name contains a word of `only`; all cases if it is empty."""
 
     def chosen(name: str) -> bool:
         return not only or any(word in name for word in only)
@@ -170,7 +174,7 @@ def temporary() -> Iterator[Path]:
 
 
 def machine(peer: str) -> str:
-    """Describe the processor, the date and the packages."""
+    """Return a description of the processor, the date and the versions of packages."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
     names = {sys.executable: ("torch", "timm", "open-clip-torch"), peer: ("anomalib", "torch", "open-clip-torch", "faiss-cpu", "openvino")}
@@ -180,7 +184,7 @@ def machine(peer: str) -> str:
 
 
 def write(page: Path, table: str) -> None:
-    """Replace what stands between the page's markers. Raises ValueError if it has none."""
+    """Replace the text between the markers of a page. Raises ValueError if it has no markers."""
     before, start, rest = page.read_text(encoding="utf-8").partition(START)
     _old, end, after = rest.partition(END)
     if not start or not end:
@@ -190,10 +194,12 @@ def write(page: Path, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare changepair with anomalib and faiss.")
-    parser.add_argument("--peer", default=str(ROOT / "build/peers/bin/python"), help="Python of the environment with anomalib")
-    parser.add_argument("--only", nargs="*", default=[], help=f"words of {', '.join(CASES)}, predict, import; all without it")
-    parser.add_argument("--threads", nargs="*", type=int, default=[1])
-    parser.add_argument("--times", type=int, default=5, help="turns, of which the median is taken")
+    parser.add_argument("--peer", default=str(ROOT / "build/peers/bin/python"), help="Python interpreter of the environment with anomalib")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help=f"words in names of cases (default: all): {', '.join(CASES)}, predict, import"
+    )
+    parser.add_argument("--threads", nargs="*", type=int, default=[1], help="numbers of threads to measure with")
+    parser.add_argument("--times", type=int, default=5, help="number of turns; the median is printed")
     parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.relative_to(ROOT)}")
     chosen = parser.parse_args()
     lines = [HEAD, "|" + "---|" * HEAD.count(" |")]

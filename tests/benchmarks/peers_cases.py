@@ -1,4 +1,4 @@
-"""What peers.py compares. Run as a program, this module is one of the processes that it times.
+"""List the cases that peers.py compares. As a program, this module is one of the processes that peers.py times.
 
 python peers_cases.py CASE ours|theirs FOLDER THREADS
 """
@@ -46,10 +46,12 @@ DINO_SIDE = 448
 
 @dataclass(frozen=True)
 class Case:
+    """A measurement of changepair and a peer."""
+
     what: str
     peer: str
     ours: Callable[[Path, int], Work]
-    """Builds the work from the folder of shared files and the number of threads."""
+    """Function that builds the work from the folder of shared files and the number of threads."""
     theirs: Callable[[Path, int], Work]
     same: bool = True
     """Whether both return the same numbers."""
@@ -133,7 +135,7 @@ CASES: dict[str, Case] = {
 
 
 def serve(name: str, side: str, folder: str, threads: str) -> None:
-    """Build one side of a case, and answer requests from standard input."""
+    """Build one side of a case, and answer requests from standard input: `values`, `seconds`, or `memory` in MiB."""
     import torch
 
     answers, sys.stdout = sys.stdout, sys.stderr

@@ -1,4 +1,4 @@
-"""The work that peers.py times: the same by changepair and by a peer. Neither side's packages are imported for the other.
+"""Build the work that peers.py times, for changepair and for each peer. A process imports the packages of its side only.
 
 anomalib's models are those of `anomalib.models` in evaluation mode. Their weights are read from a file instead of a hub.
 """
@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pictures(count: int, side: int, seed: int = 0) -> Any:
-    """Return random pictures (B, 3, H, W) in [0, 1], smooth so that patches differ."""
+    """Return random, smooth pictures (count, 3, side, side) in [0, 1]."""
     import torch
 
     coarse = torch.rand(count, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(seed))
@@ -28,14 +28,14 @@ def pictures(count: int, side: int, seed: int = 0) -> Any:
 
 
 def normalised(images: Any, mean: Any = MEAN, std: Any = STD) -> Any:
-    """Normalise as anomalib's pre-processors do before the model."""
+    """Normalise images (B, 3, H, W) in [0, 1], as anomalib's pre-processors do before the model."""
     import torch
 
     return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
 def weights(folder: Path, name: str) -> Path:
-    """Return the file of random weights of a network. Blocks that start as the identity are made to matter."""
+    """Return a file of random weights of a network. Blocks that start as the identity get larger weights, so that they contribute."""
     import torch
 
     file = folder / f"{name}.pt"
@@ -53,7 +53,7 @@ def weights(folder: Path, name: str) -> Path:
         for key, tensor in state.items():
             if re.search(r"\.ls\d\.gamma$", key):  # LayerScale
                 tensor.fill_(1.0)
-            elif re.search(r"\.bn\d\.weight$", key):  # the last one of a block starts at 0
+            elif re.search(r"\.bn\d\.weight$", key):  # the last normalisation of a block starts at 0
                 tensor.fill_(0.5)
             elif key == "pos_embed":  # both sides resize it, in different ways
                 tensor.copy_(tensor[:, :1].expand_as(tensor).clone())
@@ -105,11 +105,11 @@ def our_patches(name: str, layers: tuple[int, ...], side: int, shots: int, searc
     from changepair.tasks.encoders.settings import EncoderSettings
 
     encoder = EncoderSettings("timm", name, str(weights(folder, name)), layers, layer_norm=name == DINO)
-    share = 0.01 if name == DINO else 0.0  # of AnomalyDINO; PatchCore takes the maximum
+    share = 0.01 if name == DINO else 0.0  # as in AnomalyDINO; PatchCore uses the maximum
     detector = create_detector(PatchResidualSettings(encoder=encoder, resolution=side, top_share=share, smoothing=4.0)).eval()
     memory, queries = detector.memorise(pictures(shots, side, seed=1)), pictures(1, side)
     if not search:
-        return lambda: 2 * detector.score(queries, memory)[0]  # its residual is half of the distance
+        return lambda: 2 * detector.score(queries, memory)[0]  # changepair's residual is half of the distance
     features = detector.encoder(queries)
     return lambda: 2 * detector.conclude(features, detector.relate(features, memory))[0]
 
@@ -140,7 +140,7 @@ def their_dino(side: int, shots: int, search: bool, folder: Path, threads: int) 
 
 
 def patchcore(name: str, side: int, shots: int, folder: Path) -> Any:
-    """Build anomalib's PatchCore with the patches of all prompts, and the nearest neighbour alone in the score."""
+    """Build anomalib's PatchCore with the patches of all prompts, without a coreset. Its score is the distance to the nearest neighbour."""
     import torch
     from anomalib.models import Patchcore
 
@@ -180,6 +180,7 @@ def their_openvino(build: Callable[[Path], Any], side: int, precision: str, fold
 
 
 def vectors(count: int, channels: int, seed: int) -> Any:
+    """Return random unit vectors (count, channels)."""
     import torch
 
     found = torch.randn(count, channels, generator=torch.Generator().manual_seed(seed))
@@ -261,10 +262,11 @@ def their_aupro(count: int, folder: Path, threads: int) -> Work:
     return work
 
 
-# Commands of the whole processes
+# Commands that are timed as whole processes
 
 
 def write_pictures(count: str, folder: str) -> None:
+    """Write random pictures of 256x256 pixels as PNG files."""
     from PIL import Image
 
     for number, picture in enumerate(pictures(int(count), 256)):

@@ -9,7 +9,7 @@ import pytest
 from changepair.tasks.common.imports import uncollected
 
 
-def test_the_collector_pauses_and_leaves_what_exists_out_afterwards() -> None:
+def test_collection_pauses_and_later_skips_existing_objects() -> None:
     before = gc.get_freeze_count()
     with uncollected(freeze=True):
         assert not gc.isenabled()
@@ -22,14 +22,14 @@ def test_the_collector_pauses_and_leaves_what_exists_out_afterwards() -> None:
     gc.unfreeze()
 
 
-def test_nothing_is_left_out_in_a_process_of_somebody_else() -> None:
+def test_no_object_is_skipped_without_freeze() -> None:
     before = gc.get_freeze_count()
     with uncollected(freeze=False):
         assert not gc.isenabled()
     assert gc.isenabled() and gc.get_freeze_count() == before
 
 
-def test_a_collector_that_is_off_stays_off() -> None:
+def test_disabled_collection_stays_disabled() -> None:
     gc.disable()
     try:
         before = gc.get_freeze_count()

@@ -1,4 +1,4 @@
-"""Products in oneDNN equal those of double precision as closely as PyTorch's own do."""
+"""Products in oneDNN are as close to double precision as PyTorch's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drawn(*shape: int) -> Tensor:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the operators that ran in oneDNN."""
+    """Record the names of the operators that run in oneDNN."""
     assert products._works()
     names: list[str] = []
     linears, convolutions = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise
@@ -46,14 +46,14 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(VARIABLE, "0")
     products._works.cache_clear()
-    products._works()  # remembered, so that it is not counted
+    products._works()  # cached, so that its product is not counted
     yield
     products._works.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(7, 48), (3, 5, 384), (1, 1), (600, 1536)], ids=str)
 @pytest.mark.parametrize("biased", [True, False])
-def test_a_linear_layer_is_that_of_double_precision(used: list[str], shape: tuple[int, ...], biased: bool) -> None:
+def test_a_linear_layer_agrees_with_double_precision(used: list[str], shape: tuple[int, ...], biased: bool) -> None:
     x, weight = drawn(*shape), drawn(70, shape[-1])
     bias = drawn(70) if biased else None
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_linear_layer_is_that_of_double_precision(used: list[str], shape: tupl
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert used == ["linear"] and found.shape == (*shape[:-1], 70)
     magnitudes = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
-    assert error(found, exact) <= 4 * torch.finfo(torch.float32).eps * float(magnitudes.max())  # a few roundings of the terms' sum
+    assert error(found, exact) <= 4 * torch.finfo(torch.float32).eps * float(magnitudes.max())  # a few roundings of the sum
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_linear_layer_is_that_of_double_precision(used: list[str], shape: tupl
     ids=str,
 )
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_a_convolution_is_that_of_double_precision(used: list[str], options: dict[str, Any], layout: torch.memory_format) -> None:
+def test_a_convolution_agrees_with_double_precision(used: list[str], options: dict[str, Any], layout: torch.memory_format) -> None:
     x, weight, bias = drawn(2, 8, 13, 11).to(memory_format=layout), drawn(16, 8 // options.get("groups", 1), 3, 3), drawn(16)
     with torch.no_grad():
         found = convolution(x, weight, bias, **options)
@@ -81,7 +81,7 @@ def test_a_convolution_is_that_of_double_precision(used: list[str], options: dic
 
 @pytest.mark.parametrize("tokens", [5, 129, 700])  # few; more than FEW_TOKENS; more than ROWS
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_attention_is_that_of_double_precision(used: list[str], tokens: int, scale: float | None) -> None:
+def test_attention_agrees_with_double_precision(used: list[str], tokens: int, scale: float | None) -> None:
     query, key, value = drawn(2, 3, tokens, 16), drawn(2, 3, tokens + 1, 16), drawn(2, 3, tokens + 1, 24)
     value = value[..., :16] if tokens == 5 else value
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_attention_of_modules_is_pytorchs_with_any_option(name: str, batched: bo
             assert torch.allclose(run(), own, atol=1e-5)
 
 
-def test_masked_attention_is_pytorchs(used: list[str]) -> None:
+def test_causal_attention_runs_in_pytorch(used: list[str]) -> None:
     query, key, value = (drawn(1, 2, 200, 16) for _ in range(3))
     with torch.no_grad():
         assert torch.equal(attention(query, key, value, is_causal=True), F.scaled_dot_product_attention(query, key, value, is_causal=True))
@@ -159,7 +159,7 @@ def test_masked_attention_is_pytorchs(used: list[str]) -> None:
 
 
 class Network(nn.Module):
-    """A convolution, a block of attention by PyTorch's module, and a linear layer."""
+    """A convolution, PyTorch's module of attention, and a linear layer."""
 
     def __init__(self, *, mask: bool) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_any_network_runs_in_onednn_within_the_context(used: list[str], mask: bool) -> None:
+def test_any_network_runs_in_onednn_in_the_context(used: list[str], mask: bool) -> None:
     torch.manual_seed(0)
     network, pictures = Network(mask=mask).eval().requires_grad_(False), drawn(2, 3, 48, 48)
     with torch.no_grad(), in_onednn(pictures):
@@ -184,7 +184,7 @@ def test_any_network_runs_in_onednn_within_the_context(used: list[str], mask: bo
     assert error(found, exact) <= 2 * error(own, exact) + 1e-6
 
 
-def test_the_attention_that_returns_its_weights_is_pytorchs() -> None:
+def test_attention_that_returns_its_weights_runs_in_pytorch() -> None:
     torch.manual_seed(0)
     module, tokens = nn.MultiheadAttention(16, 2).eval().requires_grad_(False), drawn(9, 2, 16)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_without_an_operator_all_products_are_pytorchs(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("of", ["timm", "Sequential"])
-def test_a_linear_layer_is_joined_with_the_gelu_after_it(used: list[str], of: str) -> None:
+def test_a_linear_layer_is_fused_with_the_gelu_after_it(used: list[str], of: str) -> None:
     def layers(activation: type[nn.Module]) -> nn.Module:
         torch.manual_seed(0)
         if of == "timm":

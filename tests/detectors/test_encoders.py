@@ -117,8 +117,8 @@ def test_packaged_encoders_compute_what_another_implementation_does(name: str) -
 
 
 @pytest.mark.parametrize("name", MULTIPLIERS)
-def test_packaged_encoders_equal_timms_bit_by_bit(name: str) -> None:
-    """Random weights of a seed, what is drawn after them, the tensors' names, and the features, folded and not."""
+def test_packaged_encoders_equal_timms_bit_for_bit(name: str) -> None:
+    """With one seed, random weights and the next random number are equal, and names of tensors, features, and folded features."""
     networks, following = [], []
     for build in (partial(timm.create_model, name, pretrained=False, features_only=True), lambda: efficientnet_lite(name, None).network):
         torch.manual_seed(0)

@@ -857,8 +857,8 @@ def test_a_patch_that_is_not_a_number_is_noticed_in_any_block(column: int) -> No
 
 
 @pytest.mark.parametrize(("queries", "prompts", "channels"), [(700, 2500, 24), (5, 3, 8), (600, 1056, 16)], ids=str)
-def test_the_most_alike_patch_is_found_in_any_number_of_blocks(queries: int, prompts: int, channels: int) -> None:
-    """More patches than ROWS and COLUMNS, numbers that GROUP does not divide, and equal patches, of which the first counts."""
+def test_the_most_similar_patch_is_found_in_any_number_of_blocks(queries: int, prompts: int, channels: int) -> None:
+    """More patches than ROWS and COLUMNS, numbers that GROUP does not divide, and equal patches, of which the lowest index counts."""
     random = torch.Generator().manual_seed(queries)
     patches, bank = (F.normalize(torch.randn(count, channels, generator=random), dim=1) for count in (queries, prompts))
     bank[prompts // 2 :] = bank[: prompts - prompts // 2].clone()

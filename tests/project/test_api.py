@@ -45,7 +45,7 @@ def test_the_import_is_quick_and_loads_no_library(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["packaged", "patch-residual", "metric-residual", "prompt-query"])
 def test_the_command_predicts_without_libraries_that_it_does_not_need(model: str, tmp_path: Path) -> None:
-    """Each import of them takes longer than the score."""
+    """The import of each takes longer than a score."""
     heavy = ("timm", "torchvision", "segmentation_models_pytorch", "open_clip", "prefect", "dvc", "pandas", "onnx", "scipy", "pyarrow")
     others = ("cv2", "pydantic", "rich", "ruamel", "matplotlib", "huggingface_hub", "transformers", "torch._dynamo", "sympy")
     Image.fromarray(skimage.data.gravel()[:64, :64]).save(tmp_path / "normal.png")

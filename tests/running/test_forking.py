@@ -1,4 +1,4 @@
-"""Stages that are forked from one process differ from stages that start plainly in nothing but the time that their start takes."""
+"""A forked stage behaves as a stage that starts plainly. Only its start is faster."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _served(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Stages]:
     patch.delenv(SWITCH, raising=False)
     patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     patch.setenv("PYTHONPATH", str(folder))
-    patch.setenv("CHANGEPAIR_CONSOLE", "verbose")  # says why a stage starts plainly
+    patch.setenv("CHANGEPAIR_CONSOLE", "verbose")  # prints why a stage starts plainly
     time.sleep(0.2)
     with fork_server():
         stages = Stages(folder)
@@ -134,7 +134,7 @@ def _served(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Stages]:
 
 
 def server_of(stages: Stages, parent: int | None = None) -> psutil.Process:
-    """The fork server in the folder of the stages."""
+    """Return the fork server in the folder of the stages."""
     found = []
     for one in psutil.Process(parent).children():
         with suppress(psutil.Error):
@@ -149,13 +149,13 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_a_fork_has_what_a_plain_start_has(own: Stages) -> None:
-    """Also after the server has imported what later stages need, while an earlier one runs."""
+    """The server has also imported the modules of later stages, while an earlier one ran."""
     (own.folder / "dvc.yaml").write_text("".join(f"    cmd: python -m changepair.flows.{kind} small\n" for kind in ("probe", *NEEDED)))
     within(60, lambda: own.run(LOADED + "assert 'matplotlib' in sys.modules").returncode == 0, "the import of all modules")
     forked, plain = (json.loads(own.run(STATE, fork=fork, text="x").stdout) for fork in (True, False))
     pipes = [one.pop("files") for one in (forked, plain)]
     assert forked == plain
-    assert [len(one) for one in pipes] == [len(pipes[1])] * 2  # a pipe has a number of its own
+    assert [len(one) for one in pipes] == [len(pipes[1])] * 2  # each pipe has its own number
 
 
 def test_a_fork_takes_over_the_standard_streams(stages: Stages, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ SLEEPING = LOADED + "import os, signal, time\n"
 
 
 def started(process: subprocess.Popen[str]) -> psutil.Process:
-    """The fork of a stage that has printed its process."""
+    """Return the fork of a stage that prints its process id."""
     assert process.stdout is not None
     return psutil.Process(int(process.stdout.readline()))
 
@@ -367,7 +367,7 @@ def test_code_that_python_runs_at_its_start_runs_for_each_stage(own: Stages) -> 
     assert own.run("print('prefect' in sys.modules)").stdout == "start\nFalse\n"
 
 
-def test_the_switch_turns_it_off(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_turns_forks_off(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     before = psutil.Process().children()
     with fork_server():
@@ -397,8 +397,8 @@ def test_a_server_imports_nothing_before_the_first_stage(checkout: Path, tmp_pat
     assert SERVER not in os.environ
 
 
-def test_what_is_imported_starts_no_thread_opens_no_file_and_no_gpu() -> None:
-    """A fork keeps one thread alone, and cannot use a GPU that was initialised before."""
+def test_imports_of_the_server_start_no_thread_and_open_no_file_or_gpu() -> None:
+    """A fork keeps only one thread, and cannot use a GPU that was initialised before."""
     code = f"""
 import importlib, os, threading
 before = set(os.listdir("/proc/self/fd"))

@@ -101,7 +101,7 @@ def test_auroc_ap_and_f1max_are_scikit_learns(rows: list[tuple[bool, int]]) -> N
 @settings(deadline=None)
 @given(MASKS, MAPS, st.booleans())
 def test_a_tally_counts_each_threshold(masks: np.ndarray, maps: np.ndarray, among: bool) -> None:
-    """Whether the negatives are separated before, or the positives are among them; with ties and without."""
+    """With negatives alone or with positives among them, and with or without ties."""
     truth = truth_of(list(masks), masks.shape[1:])
     counts = tally(maps.ravel()[truth.anomalous], np.sort(maps if among else maps[~masks], axis=None), truth.overlap, among=among)
     share = np.zeros(masks.shape)

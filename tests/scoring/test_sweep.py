@@ -1,4 +1,4 @@
-"""A sweep: work shared between settings changes no byte of a score, and the ranking is that of the metrics stage."""
+"""Sharing work between combinations changes no byte of a score. A sweep has the metrics of the metrics stage."""
 
 from __future__ import annotations
 
@@ -196,13 +196,13 @@ OTHER: dict[str, Any] = {
     "radius": 0.3,
 }
 UNRELATED = {"resolution", "tiles", "model"}
-"""Settings that detectors scored together share, or that no network is called with."""
+"""Settings that are equal for detectors that are scored together, or that no relation depends on."""
 
 
 @pytest.mark.parametrize(
     "settings", [PATCH, replace(PATCH, self_residual=0.5, foreground=1.0), METRIC, ROBUST, replace(ROBUST, whole=0.0, positions="on")]
 )
-def test_a_part_of_a_relation_has_the_bytes_of_the_own_relation(settings: Any) -> None:
+def test_a_selected_part_of_a_relation_equals_the_detectors_own(settings: Any) -> None:
     """Each setting is changed in turn. Some need a relation of their own."""
     names = set(type(settings).__dataclass_fields__) - UNRELATED
     assert names <= set(OTHER)
@@ -241,7 +241,7 @@ def test_another_metric_has_a_relation_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", [PatchResidual, MetricResidual, RobustResidual])
-def test_another_kind_shares_its_relation_with_none_unless_it_says_how(kind: Any) -> None:
+def test_a_subclass_shares_no_relation_unless_it_defines_part_of(kind: Any) -> None:
     class Own(kind):
         """A detector of another package, which may relate otherwise."""
 

@@ -1,4 +1,4 @@
-"""`changepair sweep`: what cannot be swept is refused with one line, before anything is scored."""
+"""`changepair sweep` refuses invalid settings with one line, before it scores anything."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_a_pipeline_without_detectors_has_its_defaults(tmp_path: Path) -> None:
         ("patch-residual", ["top_share"], "'top_share': expected KEY=VALUES, such as top_share=0,0.01"),
         ("patch-residual", ["top_share="], "expected KEY=VALUES"),
         ("patch-residual", ["top_share=0,[1"], "invalid YAML in line 1"),
-        ("patch-residual", ["top_share=0,0.0"], "top_share has a value or a list of values twice"),
-        ("patch-residual", ["top_share=0", "top_share=1"], "top_share has a value or a list of values twice"),
+        ("patch-residual", ["top_share=0,0.0"], "top_share or one of its values is given twice"),
+        ("patch-residual", ["top_share=0", "top_share=1"], "top_share or one of its values is given twice"),
         ("patch-residual", ["top_shar=0,0.1"], "detectors.patch-residual.top_shar: unknown key; did you mean 'top_share'?"),
         ("patch-residual", ["top_share=0,2"], "detectors.patch-residual.top_share: expected between 0 and 1, not 2"),
         ("patch-residual", ["encoder.scales=1,0.5"], "detectors.patch-residual.encoder.scales: expected a list"),
@@ -62,7 +62,7 @@ def test_a_pipeline_without_detectors_has_its_defaults(tmp_path: Path) -> None:
         ("patch-residual", [f"top_share={','.join(f'0.{n + 100}' for n in range(300))}"], "sweep: more than 256 combinations"),
     ],
 )
-def test_what_cannot_be_swept_is_refused(detector: str, lines: list[str], message: str) -> None:
+def test_invalid_combinations_are_refused(detector: str, lines: list[str], message: str) -> None:
     with pytest.raises(BadInput) as caught:
         swept(detector, *lines)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -75,7 +75,7 @@ def test_what_cannot_be_swept_is_refused(detector: str, lines: list[str], messag
         ("metauas", ["top_share=0,0.01", "residual=10,20"]),
     ],
 )
-def test_what_no_weight_depends_on_can_be_swept(detector: str, lines: list[str]) -> None:
+def test_settings_that_no_weight_depends_on_can_be_swept(detector: str, lines: list[str]) -> None:
     assert len(swept(detector, *lines)) == 2 ** len(lines)
 
 
@@ -104,7 +104,7 @@ def test_stages_that_have_to_run_first_are_named(monkeypatch: pytest.MonkeyPatch
 def test_a_sweep_leaves_a_table_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With real pictures: ingested and sampled by hand, as the stages do."""
+    """The pictures are ingested and sampled as by the stages."""
     from conftest import make_layout
 
     from changepair.tasks.ingestion.ingest import IngestionFolders, ingest_folder

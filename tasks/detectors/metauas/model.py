@@ -72,7 +72,7 @@ def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
     """Attend from (B, K, N, d) to (B, K, M, d). Return the values (B, K, M, C) as (B, K, N, C), without holding the matrix (N, M).
 
     PyTorch's kernels without the matrix need queries and values of one width. Zeros appended to q and k change no product. A small matrix
-    is held, because that is faster than computing the products twice. Without gradients on a CPU, some rows of it are held at a time.
+    is held, because that is faster than computing the products twice. Without gradients on a CPU, only some rows are held at once.
     """
     if runs_onednn(asked):
         return attention(asked, offered, values, scale=1.0)
@@ -182,7 +182,7 @@ class MetaUAS(Detector):
         return [alignment(query, prompts) for query, prompts, alignment in stages]
 
     def _last(self, features: Features) -> Features:
-        """Select the stages of the first scale that are aligned, its last ones."""
+        """Select the aligned stages, which are the last ones of the first scale."""
         return features[STAGES - len(self.alignments) : STAGES]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:

@@ -56,7 +56,7 @@ class MetricResidual(PatchResidual):
         return [F.normalize(patches, dim=1) for patches in moved]
 
     def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
-        """Select as the patch residual does, if the other detector has the same metric."""
+        """Select as in the patch residual, if the other detector has the same metric."""
         if not isinstance(other, MetricResidual) or not type(self) is type(other) is MetricResidual:
             return super().part_of(other)
         mine, theirs = ((*one.offsets, *one.log_scales) for one in (self, other))

@@ -89,12 +89,12 @@ class PatchResidual(PatchDetector):
         return [*cosines, *(part.expand(-1, cosines[0].shape[1], -1, -1) for part in of_query)]
 
     def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
-        if not isinstance(other, PatchResidual) or not type(self) is type(other) is PatchResidual:  # a subclass may relate otherwise
+        if not isinstance(other, PatchResidual) or not type(self) is type(other) is PatchResidual:  # a subclass may relate differently
             return super().part_of(other)
         return self.selection(other)
 
     def selection(self, other: PatchResidual) -> Callable[[Features], Features] | None:
-        """Select from the relation of a detector that has the same stages and options, and at least the same scales and residuals."""
+        """Return a function for `part_of`; None unless `other` has the same stages and options, and all scales and residuals."""
         own, scales = self.encoder.scales, other.encoder.scales
         each = len(self.stages) // len(own)
         alike = self.stages[:each] == other.stages[: len(other.stages) // len(scales)]

@@ -26,7 +26,7 @@ ALIKE = 0.5  # h of two pictures of one surface; about √2 / 3 if the nine wind
 OTHER = 1.0  # h from which the whole-picture statistic raises the image score by its full share
 
 RELATING = ("stages", "pools", "versions", "magnitude", "positions", "radius", "rotations", "mirrored")
-"""Options that the relation depends on, in addition to whether there is a whole-picture statistic."""
+"""Options that the relation depends on, in addition to the presence of the whole-picture statistic."""
 
 
 class RobustResidual(PatchDetector):
@@ -121,7 +121,7 @@ class RobustResidual(PatchDetector):
         return [*residuals, *statistic, *(one.expand(objects.shape[0], -1, -1) for one in seams), objects[..., None, None]]
 
     def part_of(self, other: Detector) -> Callable[[Features], Features] | None:
-        """Share the relation of a detector that differs in `top_share`, `background` or the size of `whole` only."""
+        """Select the whole relation of a detector that differs only in `top_share`, `background` or the size of `whole`."""
         if not isinstance(other, RobustResidual) or not type(self) is type(other) is RobustResidual:
             return super().part_of(other)
         alike = self.encoder.scales == other.encoder.scales and bool(self.whole) == bool(other.whole)
