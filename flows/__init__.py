@@ -19,6 +19,6 @@ for _name, _value in {  # no library sends telemetry, unless the environment all
 if sys.argv[:1] == ["-m"]:  # Python is about to run a module of this package: delay Ctrl-C until a handler is set
     defer_ctrl_c()
     if "CHANGEPAIR_FORK_SERVER" in os.environ:
-        from changepair.flows.running.forking import hand_over
+        from changepair.flows.running.fork_client import hand_over
 
         hand_over()

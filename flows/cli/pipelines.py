@@ -110,7 +110,7 @@ def retrain(arguments: argparse.Namespace) -> None:
     with on_sigterm():
         from changepair.flows.retrain import retrain as flow
         from changepair.flows.running.api import end_with_parent, one_api, run
-        from changepair.flows.running.forking import fork_server
+        from changepair.flows.running.fork_client import fork_server
 
         set_volume(arguments.volume)
         hide_bars()

@@ -1,4 +1,4 @@
-"""Serve forks of one process that has imported the libraries of all stages. forking.py has the client, the command of a stage.
+"""Serve forks of one process that has imported the libraries of all stages. fork_client.py has the client, the command of a stage.
 
 `python -m changepair.flows.running.fork_server <listener> <lifeline>` runs the server. Its arguments are file descriptors of sockets.
 """
@@ -25,8 +25,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, cast
 
-from changepair.flows.running.forking import FORWARDED, SERVER, Request, describe_process
-from changepair.flows.running.imports import Sources
+from changepair.flows.running.fork_client import FORWARDED, SERVER, Request, describe_process
+from changepair.flows.running.sources import Sources
 from changepair.tasks.common.stopping import die_with_parent
 
 IGNORED = (signal.SIGTERM, signal.SIGHUP)  # signals that the server ignores, because it ends after the run

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.common.products import linear
+from changepair.tasks.common.onednn import linear
 from changepair.tasks.detectors.detector import Detector, upsample
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from changepair.tasks.common.products import in_onednn
+from changepair.tasks.common.onednn import in_onednn
 from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
 
 Tokenizer = Callable[[list[str]], Tensor]

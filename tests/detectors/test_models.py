@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.products import ROWS
+from changepair.tasks.common.onednn import ROWS
 from changepair.tasks.common.tensors import read_tensors
 from changepair.tasks.detectors.detector import Detector, turned, upsample
 from changepair.tasks.detectors.inctrl.model import QUANTILES, InCTRL, binary_focal_loss, quantiles

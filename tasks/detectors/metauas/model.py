@@ -12,7 +12,7 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from changepair.tasks.common.products import attention, runs_onednn
+from changepair.tasks.common.onednn import attention, runs_onednn
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
 from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting

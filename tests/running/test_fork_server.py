@@ -19,8 +19,8 @@ import pytest
 from conftest import ROOT
 from processes import within
 
+from changepair.flows.running.fork_client import SERVER, SWITCH, fork_server
 from changepair.flows.running.fork_server import ALWAYS, NEEDED
-from changepair.flows.running.forking import SERVER, SWITCH, fork_server
 
 PROBE = "import sys\n\nif __name__ == '__main__':\n    exec(sys.argv[1])\n"
 STATE = """
@@ -265,7 +265,7 @@ def test_a_fork_ends_with_a_command_that_is_killed(stages: Stages) -> None:
 
 RUN = """
 import os, subprocess, sys
-from changepair.flows.running.forking import fork_server
+from changepair.flows.running.fork_client import fork_server
 import changepair.tasks
 with fork_server():
     subprocess.run(sys.argv[1:])

@@ -55,7 +55,7 @@ class LinearGelu(nn.Linear):
         return _onednn(x, self.weight, self.bias, "gelu")
 
 
-def join_gelu(network: nn.Module) -> None:
+def fuse_gelu(network: nn.Module) -> None:
     """Fuse each linear layer with the GELU after it, in place, in blocks of timm and open_clip. No tensor's name or value changes."""
     for parent in network.modules():
         if type(parent) is not nn.Sequential and (type(parent).__module__, type(parent).__name__) != TIMM_BLOCK:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from changepair.tasks.common import products
-from changepair.tasks.common.products import VARIABLE, attention, convolution, in_onednn, join_gelu, linear, runs_onednn
+from changepair.tasks.common import onednn
+from changepair.tasks.common.onednn import VARIABLE, attention, convolution, fuse_gelu, in_onednn, linear, runs_onednn
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -26,7 +26,7 @@ def drawn(*shape: int) -> Tensor:
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of the operators that run in oneDNN."""
-    assert products._works()
+    assert onednn._works()
     names: list[str] = []
     linears, convolutions = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise
 
@@ -45,10 +45,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(VARIABLE, "0")
-    products._works.cache_clear()
-    products._works()  # cached, so that its product is not counted
+    onednn._works.cache_clear()
+    onednn._works()  # cached, so that its product is not counted
     yield
-    products._works.cache_clear()
+    onednn._works.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(7, 48), (3, 5, 384), (1, 1), (600, 1536)], ids=str)
@@ -89,7 +89,7 @@ def test_attention_agrees_with_double_precision(used: list[str], tokens: int, sc
     weights = (query.double() @ key.double().mT * (0.25 if scale is None else scale)).softmax(dim=-1)
     exact = weights @ value.double()
     assert error(found, exact) <= 2 * error(F.scaled_dot_product_attention(query, key, value, scale=scale), exact) + 1e-6
-    assert bool(used) == (tokens > products.FEW_TOKENS)
+    assert bool(used) == (tokens > onednn.FEW_TOKENS)
 
 
 def test_a_bias_with_strides_or_another_shape_is_added_as_pytorch_does(used: list[str]) -> None:
@@ -213,11 +213,11 @@ def test_without_an_operator_all_products_are_pytorchs(monkeypatch: pytest.Monke
     def absent(*_arguments: Any) -> None:
         raise RuntimeError("no such operator")
 
-    products._works.cache_clear()
+    onednn._works.cache_clear()
     monkeypatch.setattr(torch.ops.mkldnn, missing, absent)
     with torch.no_grad():
         assert not runs_onednn(drawn(5, 4))
-    products._works.cache_clear()
+    onednn._works.cache_clear()
 
 
 @pytest.mark.parametrize("of", ["timm", "Sequential"])
@@ -230,8 +230,8 @@ def test_a_linear_layer_is_fused_with_the_gelu_after_it(used: list[str], of: str
 
     x, own = drawn(5, 8), layers(nn.GELU)
     joined, other = layers(nn.GELU).requires_grad_(False), layers(nn.ReLU)
-    join_gelu(joined)
-    join_gelu(other)
+    fuse_gelu(joined)
+    fuse_gelu(other)
     assert joined.state_dict().keys() == own.state_dict().keys() and not any(isinstance(part, nn.GELU) for part in joined.modules())
     assert any(isinstance(part, nn.ReLU) for part in other.modules())
     assert torch.equal(joined(x), own(x)) and not used  # with gradients
