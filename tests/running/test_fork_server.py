@@ -73,6 +73,14 @@ with prefect_test_harness():
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def heard_hangups() -> Iterator[None]:
+    """Reset SIGHUP, which `nohup` ignores in this process and in the processes that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code, with a stage `probe` that executes its argument."""
