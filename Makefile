@@ -22,7 +22,7 @@ help: ## list the targets
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-quickstart: .venv/installed ## make pairs, train detectors, evaluate them on solar cells; about eight minutes on two cores
+quickstart: .venv/installed ## make pairs, train detectors, evaluate them on solar cells; about five minutes on two cores
 	changepair retrain quickstart
 
 test: .venv/installed ## run the tests, two at a time and in random order
