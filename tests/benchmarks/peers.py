@@ -65,7 +65,7 @@ class Worker:
     def __init__(self, python: str, name: str, side: str, folder: Path, threads: int) -> None:
         command = [python, peers_cases.__file__, name, side, str(folder), str(threads)]
         self.log = folder / f"{side}.log"
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, env=environment(threads), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )
@@ -82,7 +82,7 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(self.log.read_text()[-3000:])
+            raise RuntimeError(self.log.read_text(encoding="utf-8")[-3000:])
         return json.loads(line)
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ def temporary() -> Iterator[Path]:
 
 def machine(peer: str) -> str:
     """Return a description of the processor, the date and the versions of packages."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
     names = {sys.executable: ("torch", "timm", "open-clip-torch"), peer: ("anomalib", "torch", "open-clip-torch", "faiss-cpu", "openvino")}
     code = "import sys, importlib.metadata as m; print(', '.join(f'{name} {m.version(name)}' for name in sys.argv[1:]))"

@@ -147,7 +147,7 @@ def serve(name: str, side: str, folder: str, threads: str) -> None:
             start = time.perf_counter()
             result = work() if line.strip() != "memory" else None
             seconds = time.perf_counter() - start
-            memory = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+            memory = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
             answer = {"values": result, "seconds": seconds, "memory": memory and int(memory[1]) / 1024}[line.strip()]
             print(json.dumps(answer if isinstance(answer, float) else [float(one) for one in answer]), file=answers, flush=True)
 

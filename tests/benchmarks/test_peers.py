@@ -11,14 +11,14 @@ from peers_work import vectors
 
 
 def test_a_table_replaces_the_one_on_the_page_and_nothing_else(tmp_path: Path) -> None:
-    before, _start, rest = peers.PAGE.read_text().partition(peers.START)
+    before, _start, rest = peers.PAGE.read_text(encoding="utf-8").partition(peers.START)
     after = rest.partition(peers.END)[2]
     page = tmp_path / "peers.md"
-    page.write_text(peers.PAGE.read_text())
+    page.write_text(peers.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     for table in ("| one |", "| another |"):
         peers.write(page, table)
-        assert page.read_text() == f"{before}{peers.START}\n{table}\n{peers.END}{after}"
-    page.write_text(before)
+        assert page.read_text(encoding="utf-8") == f"{before}{peers.START}\n{table}\n{peers.END}{after}"
+    page.write_text(before, encoding="utf-8")
     with pytest.raises(ValueError, match="no markers"):
         peers.write(page, "| one |")
 
