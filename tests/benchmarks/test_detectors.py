@@ -160,7 +160,7 @@ class Given:
     """Features that are there already: patch residual is timed without its encoder."""
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self.channels, self.strides, self.maps = channels, strides, len(channels)
+        self.channels, self.strides, self.maps, self.scales = channels, strides, len(channels), (1.0,)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         raise AssertionError("not to be asked")
