@@ -132,22 +132,35 @@ def nearest_of_rest(units: Tensor) -> Tensor:
     On a grid of at most 3x3, only the patch itself is excluded. `units` is (K, C, h, w), of unit length.
     """
     height, width = units.shape[-2:]
-    reach = 1 if max(height, width) > 3 else 0
-    grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
-    y, x = (axis.flatten() for axis in grid)
+    beside = _adjacent(height, width, 1 if max(height, width) > 3 else 0, units.device)
     patches = units.flatten(2)  # (K, C, N)
-    cosines, found = units.new_empty(units.shape[0], height * width), list[Tensor]()
-    step = max(1, ROWS * COLUMNS // len(y))
-    for some in (slice(start, start + step) for start in range(0, len(y), step)):
-        beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
-        with torch.autocast(units.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
-            if exporting():
-                found.append((patches[:, :, some].mT @ patches).masked_fill(beside, -1.0).amax(dim=-1))
-                continue
+    cosines = units.new_empty(len(units), height * width)
+    step = max(1, ROWS * COLUMNS // 2 // len(beside))  # half, because the cosines are written twice
+    with torch.autocast(units.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
+        if exporting():
+            parts = [(patches[:, :, some].mT @ patches, beside[some].expand(len(units), -1, -1)) for some in _slices(len(beside), step)]
+            cosines = torch.cat([part.scatter(2, near, -1.0).amax(dim=2) for part, near in parts], dim=1)
+        else:
             for patch, highest in zip(patches, cosines, strict=True):
                 rows = patch.mT.contiguous()
-                highest[some] = linear(rows[some], rows).masked_fill_(beside, -1.0).amax(dim=1)
-    return (torch.cat(found, dim=1) if found else cosines).view(-1, 1, height, width)
+                for some in _slices(len(beside), step):
+                    highest[some] = linear(rows[some], rows).scatter_(1, beside[some], -1.0).amax(dim=1)
+    return cosines.view(-1, 1, height, width)
+
+
+def _adjacent(height: int, width: int, reach: int, device: torch.device) -> Tensor:
+    """Return for each position of a grid the indices of those at most `reach` rows and columns away, itself among them: (N, R).
+
+    At a border some occur twice.
+    """
+    near = torch.arange(-reach, reach + 1, device=device)
+    y = (torch.arange(height, device=device)[:, None] + near).clamp(0, height - 1)
+    x = (torch.arange(width, device=device)[:, None] + near).clamp(0, width - 1)
+    return (y[:, None, :, None] * width + x[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def _slices(count: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def residual_map(relation: Features, weights: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.clip import ClipEncoder
@@ -21,6 +22,7 @@ from changepair.tasks.encoders.presets import command_for, preset_of
 from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.encoders.weights import PACKAGED_FILES, file_of_tag, packaged_weights, read_weights
 
+DRAWS = frozenset([nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_])
 NUMPY = (".npz", ".npy")  # files of big_vision, which open_clip reads with other code
 
 
@@ -140,7 +142,8 @@ def _clip_of_file(name: str, file: Path, *, image_size: int) -> nn.Module:
     """Build an open_clip network with the tensors of a file, which are read once and not mapped."""
     import open_clip
 
-    network: Any = open_clip.create_model(name, load_weights=False, force_image_size=image_size, pretrained_text=False)
+    with _Undrawn():
+        network: Any = open_clip.create_model(name, load_weights=False, force_image_size=image_size, pretrained_text=False)
     assign = partial(network.load_state_dict, assign=True)
 
     def copied(tensors: Mapping[str, Tensor], **options: Any) -> Any:
@@ -150,6 +153,18 @@ def _clip_of_file(name: str, file: Path, *, image_size: int) -> nn.Module:
     open_clip.load_checkpoint(network, str(file))
     del network.load_state_dict
     return cast(nn.Module, network.float())
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave out the drawing of random weights. Memory that is not written to is not used, and drawing takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:

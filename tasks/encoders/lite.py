@@ -44,23 +44,25 @@ STAGES = (
 )
 
 
-class SameConv(nn.Conv2d):
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Build a convolution with TensorFlow's padding `SAME`. With stride 1, this padding is symmetric and independent of the size."""
+    make = nn.Conv2d if stride == 1 else StridedConv
+    return make(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+class StridedConv(nn.Conv2d):
     """A convolution with TensorFlow's padding `SAME`, which adds an odd row or column at the bottom or the right."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        # With stride 1 the padding is symmetric and independent of the size.
-        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
-
     def forward(self, maps: Tensor) -> Tensor:
-        if self.stride[0] > 1:
-            (top, bottom), (left, right) = (self._room(size) for size in maps.shape[-2:])
-            maps = F.pad(maps, (left, right, top, bottom))
-        return super().forward(maps)
+        # A row of zeros before the rows of the kernel shifts it, as one row less of padding would. It is faster than to copy the maps.
+        height, width = (self._room(size) for size in maps.shape[-2:])
+        weight = F.pad(self.weight, (width % 2, 0, height % 2, 0))
+        return F.conv2d(maps, weight, self.bias, self.stride, (-(-height // 2), -(-width // 2)), groups=self.groups)
 
-    def _room(self, size: int) -> tuple[int, int]:
+    def _room(self, size: int) -> int:
+        """Return how many rows of padding a side of `size` positions needs, before and after it together."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        room = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        return room // 2, room - room // 2
+        return max((-(-size // stride) - 1) * stride + kernel - size, 0)
 
 
 class Norm(nn.BatchNorm2d):
@@ -80,9 +82,9 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv_dw = SameConv(in_channels, in_channels, kernel, groups=in_channels)
+        self.conv_dw = convolution(in_channels, in_channels, kernel, groups=in_channels)
         self.bn1 = Norm(in_channels)
-        self.conv_pw = SameConv(in_channels, out_channels, 1)
+        self.conv_pw = convolution(in_channels, out_channels, 1)
         self.bn2 = Norm(out_channels, active=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -97,11 +99,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = EXPANSION * in_channels
         self.skips = stride == 1 and in_channels == out_channels
-        self.conv_pw = SameConv(in_channels, inner, 1)
+        self.conv_pw = convolution(in_channels, inner, 1)
         self.bn1 = Norm(inner)
-        self.conv_dw = SameConv(inner, inner, kernel, stride, groups=inner)
+        self.conv_dw = convolution(inner, inner, kernel, stride, groups=inner)
         self.bn2 = Norm(inner)
-        self.conv_pwl = SameConv(inner, out_channels, 1)
+        self.conv_pwl = convolution(inner, out_channels, 1)
         self.bn3 = Norm(out_channels, active=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class Lite(nn.Module):
     def __init__(self, width: float, depth: float) -> None:
         """Build the network. `width` multiplies channels, and `depth` blocks. The weights are random."""
         super().__init__()
-        self.conv_stem = SameConv(3, STEM, 3, stride=2)
+        self.conv_stem = convolution(3, STEM, 3, stride=2)
         self.bn1 = Norm(STEM)
         for _ in range(2):
             nn.Conv2d(8, 8, 1)  # timm draws weights here for a layer that it discards, see _draw

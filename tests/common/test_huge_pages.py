@@ -1,6 +1,7 @@
-"""Large tensors lie in huge pages, which the system has to allow. Without them an encoder takes twice as long on a CPU."""
+"""Large tensors lie in huge pages, which the system has to allow, and freed ones are used again."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,28 @@ def test_a_large_tensor_lies_in_huge_pages_unless_the_environment_forbids_it(var
     own = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=own | variables, capture_output=True, text=True, check=True)
     assert (int(done.stdout) > 2**17) is expected  # KiB, of 256 MiB
+
+
+AGAIN = """
+import resource
+from {package} import common
+import torch
+torch.set_num_threads(1)
+faults = []
+for _ in range(20):
+    torch.empty(2**19).fill_(1.0)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[4])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_a_tensor_takes_the_pages_of_a_freed_one() -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+    def faults(package: str, **variables: str) -> int:
+        command = [sys.executable, "-c", AGAIN.format(package=package)]
+        return int(subprocess.run(command, env=own | variables, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("changepair.tasks") < 50
+    assert faults("changepair.tasks", MALLOC_MMAP_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0") > 15 * 400  # 512 pages each, as set

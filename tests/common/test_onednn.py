@@ -12,7 +12,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from changepair.tasks.common import onednn
-from changepair.tasks.common.onednn import VARIABLE, attention, convolution, fuse_gelu, in_onednn, linear, runs_onednn
+from changepair.tasks.common.onednn import VARIABLE, ClampedConvolution, attention, convolution, fuse_gelu, in_onednn, linear, runs_onednn
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -77,6 +77,37 @@ def test_a_convolution_agrees_with_double_precision(used: list[str], options: di
     exact = F.conv2d(x.double(), weight.double(), bias.double(), **options)
     assert used == ([] if options.get("padding") == "same" else ["convolution"])
     assert error(found, exact) <= 2 * error(F.conv2d(x, weight, bias, **options), exact) + 1e-6
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_1x1_kernel_is_a_product_of_matrices_if_the_channels_are_last(used: list[str], layout: torch.memory_format, biased: bool) -> None:
+    x, weight = drawn(2, 8, 13, 11).to(memory_format=layout), drawn(16, 8, 1, 1).to(memory_format=torch.channels_last)
+    bias = drawn(16) if biased else None
+    for options, product in (({}, True), ({"stride": 2}, False), ({"padding": 1}, False)):
+        used.clear()
+        with torch.no_grad():
+            found = convolution(x, weight, bias, **options)
+        exact = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), **options)
+        assert used == (["linear"] if product and layout is torch.channels_last else ["convolution"])
+        assert found.shape == exact.shape and error(found, exact) < 1e-5
+        assert layout is not torch.channels_last or found.is_contiguous(memory_format=layout)
+    with torch.no_grad():
+        grouped = convolution(x, weight[:, :4], bias, groups=2)
+    assert error(grouped, F.conv2d(x, weight[:, :4], bias, groups=2).double()) < 1e-5
+
+
+@pytest.mark.parametrize("options", [(1,), (3, 2, 1), (3, 1, "same")], ids=str)
+def test_relu6_is_applied_with_the_convolution_before_it(used: list[str], options: tuple[Any, ...]) -> None:
+    layer = nn.Conv2d(8, 16, *options)
+    fused = ClampedConvolution(layer, nn.ReLU6())
+    x = (10 * drawn(2, 8, 13, 11)).contiguous(memory_format=torch.channels_last)
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), layer.stride, layer.padding).clamp(0, 6)
+    assert torch.equal(fused(x), F.relu6(layer(x))) and not used  # with gradients
+    with torch.no_grad(), in_onednn(x):
+        found = fused(x)
+    assert bool((exact == 0).any()) and bool((exact == 6).any()) and error(found, exact.detach()) < 1e-4
+    assert bool(used) == (layer.padding != "same")
 
 
 @pytest.mark.parametrize("tokens", [5, 129, 700])  # few; more than FEW_TOKENS; more than ROWS

@@ -16,6 +16,7 @@ import torch
 from conftest import make_clip
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
@@ -23,7 +24,8 @@ from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.residual.settings import PatchResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
-from changepair.tasks.encoders.build import _clip_of_file, build_encoder
+from changepair.tasks.encoders import encoder as encoder_module
+from changepair.tasks.encoders.build import _clip_of_file, _Undrawn, build_encoder
 from changepair.tasks.encoders.clip import ClipEncoder, WindowEncoder, windows
 from changepair.tasks.encoders.encoder import folded
 from changepair.tasks.encoders.lite import MULTIPLIERS, efficientnet_lite
@@ -151,6 +153,17 @@ def test_encoders_at_other_scales_have_the_weights_that_one_of_them_loads() -> N
         assert torch.equal(encoder(images)[0], other(images)[0])
 
 
+def test_a_cpu_encodes_few_large_pictures_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, images, sizes = efficientnet_lite("tf_efficientnet_lite0", None), torch.rand(5, 3, 64, 96), []
+    whole, run = encoder(images), encoder.run
+    monkeypatch.setattr(encoder_module, "AT_ONCE", 2 * 64 * 96 + 1)
+    monkeypatch.setattr(encoder, "run", lambda part: sizes.append(len(part)) or run(part))
+    parts = encoder(images)
+    assert sizes == [2, 2, 1] and all(torch.allclose(one, other, atol=1e-5) for one, other in zip(whole, parts, strict=True))
+    monkeypatch.setattr(encoder_module, "AT_ONCE", 1)
+    assert len(encoder(images)[0]) == 5 and encoder(images[:0])[0].shape[0] == 0
+
+
 @pytest.mark.parametrize("pixels", [6, 33, 64, 97, 250, 255])
 def test_packaged_encoders_accept_any_size(pixels: int) -> None:
     encoder = efficientnet_lite("tf_efficientnet_lite0", None)
@@ -200,6 +213,13 @@ def test_an_open_clip_network_keeps_the_weights_that_were_read(tmp_path: Path, s
     file.write_bytes(bytes(file.stat().st_size))
     held = network.state_dict()
     assert held.keys() == tensors.keys() and all(torch.equal(tensor, held[part]) for part, tensor in tensors.items())
+
+
+def test_no_random_weights_are_drawn_for_a_file() -> None:
+    before = torch.random.get_rng_state()
+    with _Undrawn():
+        nn.Sequential(nn.Linear(8, 8), nn.Embedding(8, 8), nn.MultiheadAttention(8, 2), nn.Conv2d(8, 8, 3))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_picture_and_its_texts_are_embedded_as_open_clip_does(tmp_path: Path) -> None:
