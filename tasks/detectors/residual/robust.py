@@ -82,6 +82,10 @@ class RobustResidual(PatchDetector):
         self.each = len(self.stages) // len(encoder.scales)  # stages of one scale
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
+        if exporting():  # at once, so that the graph has the encoder once
+            pictures = [prompts, *self._views(prompts)]
+            every = self.remember(self.encoder(torch.cat(pictures)))
+            return [self.joined(part.unflatten(0, (len(pictures), -1)).unbind()) for part in every]
         views = [self.remember(self.encoder(prompts) if features is None else features)]
         views += [self.remember(self.encoder(view)) for view in self._views(prompts)]
         return [self.joined(parts) for parts in zip(*views, strict=True)]
