@@ -3,9 +3,9 @@
 `changepair retrain` starts this process, the fork server. The command of a stage asks the server for a fork with its arguments,
 environment and standard streams. It then exits with the fork's exit code or signal. A fork has no other stage in its memory.
 
-A stage starts plainly, as a new Python process, if there is no server or if an import could have a different result: after a change of a
-source file, an installed package, an environment variable or a setting of the process. A stage imports this module first, so this module
-imports the standard library only.
+A stage starts plainly, as a new Python process, if there is no server. It also does if an import could have a different result, because
+a source file, an installed package, an environment variable or a setting of the process has changed. A stage imports this module first, so
+this module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def hand_over() -> None:
         message = json.dumps(request).encode()
         socket.send_fds(connection, [struct.pack("!I", len(message))], [0, 1, 2])
         connection.sendall(message)
-        answers = connection.makefile("r")
+        answers = connection.makefile("r", encoding="utf-8", errors="surrogateescape")
         word, _, rest = answers.readline().strip().partition(" ")
         if word == "started":
             _follow(int(rest), answers.readline, mask)

@@ -124,7 +124,7 @@ class _Server:
             if fork == 0:
                 self._become(request, streams, connection)
                 return request
-            connection.sendall((f"plain {refusal}\n" if fork is None else f"started {fork}\n").encode())
+            connection.sendall((f"plain {refusal}\n" if fork is None else f"started {fork}\n").encode(errors="surrogateescape"))
             if fork is not None:
                 self.children[fork] = connection
                 return None

@@ -208,3 +208,13 @@ def test_docstrings_are_formatted_for_the_page() -> None:
         "",
         "More: text.",
     ]
+
+
+OF_A_RUN = {"PARENT_TASK_RUN", "TOLD", "LISTENER", "CONSOLE", "SERVER", "FORK_SERVER"}  # set by a run for its stages
+
+
+def test_every_environment_variable_is_on_the_page() -> None:
+    files = [file for room in ("flows", "tasks") for file in (ROOT / room).rglob("*.py")]
+    in_code = {name for file in files for name in re.findall(r'"CHANGEPAIR_([A-Z_]+)"', file.read_text(encoding="utf-8"))}
+    on_page = set(re.findall(r"^\| `CHANGEPAIR_([A-Z_]+)`", page("environment"), re.MULTILINE))
+    assert on_page == in_code - OF_A_RUN and in_code > OF_A_RUN
