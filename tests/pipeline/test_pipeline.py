@@ -450,6 +450,23 @@ def test_everyone_names_the_same_detector(retrained: Path) -> None:
     assert f"small: {detector} of the current model " in scored.stderr
 
 
+def test_a_sweep_gives_the_metrics_of_the_pipeline_and_leaves_no_other_file(project: Path, tmp_path: Path) -> None:
+    def files() -> set[Path]:
+        return {file for file in (project / "data").rglob("*") if file.is_file()}
+
+    before, table = files(), tmp_path / "swept.csv"
+    result = run(project, "changepair", "sweep", "small", "patch-residual", "top_share=0,0.5", "self_residual=0,0.6", "--out", str(table))
+    assert result.returncode == 0 and files() == before, result.stderr
+    swept = list(csv.DictReader(table.open()))
+    assert len({(row["top_share"], row["self_residual"]) for row in swept}) == 4
+    set_by_stage = [row for row in swept if row.pop("top_share") == "0" and row.pop("self_residual") == "0"]
+    of_stage = list(csv.DictReader((project / "data/evaluation/small/metrics.csv").open()))
+    assert set_by_stage == [row for row in of_stage if row.pop("detector") == "patch-residual"] != []
+    (project / "parts/bricks/train/good/0.png").unlink()
+    refused = run(project, "changepair", "sweep", "small", "patch-residual", "top_share=0,0.5")
+    assert refused.returncode == 2 and "the stage sample_small has to run first" in refused.stderr, refused.stderr
+
+
 AGAIN = """
 import json
 from pathlib import Path
