@@ -80,7 +80,7 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
 
 def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     """Return the highest cosine of each patch, (N,). `patches` (N, C) and `bank` (C, M) have unit length."""
-    highest = None
+    highest, patches = None, patches.contiguous()
     for columns in bank.mT.contiguous().split(COLUMNS):
         found = torch.cat([linear(part, columns).amax(dim=1) for part in patches.split(ROWS)])
         highest = found if highest is None else torch.maximum(highest, found)
@@ -97,6 +97,7 @@ def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) ->
         cosines = patches @ bank
         highest = (cosines if excluded is None else cosines.masked_fill(excluded, -2.0)).max(dim=-1)
         return highest.values, highest.indices
+    patches = patches.contiguous()  # once, instead of in each product
     best: tuple[Tensor, Tensor] | None = None
     for start, columns in zip(range(0, bank.shape[1], COLUMNS), bank.mT.contiguous().split(COLUMNS), strict=True):
         found = []
