@@ -86,7 +86,7 @@ class Costs:
     def _compared(self, own: Predictor, count: int, held: int) -> int:
         """Return the size of the tiles of `held` of `count` pictures, and of the prompts' features copied for each tile of a batch."""
         cut = own.prompted.grid.tiles
-        copied = min(self.batch_size, count * cut) * len(own.prompted.prompts) * self.remembered if cut > 1 else 0
+        copied = min(self.batch_size, count * cut) * sum(part[0].nbytes for part in own.prompted.memory) if cut > 1 else 0
         return min(count, held) * cut * self.tile + copied
 
 

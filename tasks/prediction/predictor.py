@@ -171,7 +171,7 @@ class Predictor:
             check()
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
             memory = self.detector.memorise(tiles.to(self.device))
-            places.append(self.detector.of_tile(memory, seams(place, chosen, self.model.looks.encoder.resize)))
+            places.append(self.detector.bounded(self.detector.of_tile(memory, seams(place, chosen, self.model.looks.encoder.resize))))
         memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
         prompted = Prompted(memory, chosen, category, tuple(map(_hash, given)), intensity=intensity)
         tops = []
