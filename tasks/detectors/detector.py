@@ -20,7 +20,8 @@ class Detector(nn.Module):
 
     A detector compares in three steps, so that a caller with many episodes runs each step once. `remember` reduces prompts to what is
     stored. `relate` compares every query with every prompt. `conclude` computes scores and maps from a selection of the prompts. `score`
-    runs all three. A score depends neither on the other queries of a batch nor on the order of the prompts.
+    runs all three. After `remember`, `bounded` may reduce the memory of all prompts that are compared together. A score depends neither on
+    the other queries of a batch nor on the order of the prompts.
 
     Shapes: B queries, K prompts, C channels, H and W pixels, h and w positions of a feature map.
     """
@@ -71,17 +72,24 @@ class Detector(nn.Module):
         """
         return memory
 
+    def bounded(self, memory: Features) -> Features:
+        """Reduce the memory of all prompts that queries are compared with. By default, return it unchanged.
+
+        A detector that reduces it is `joint`. Memory that is reduced already stays unchanged.
+        """
+        return memory
+
     def joined(self, views: Sequence[Tensor]) -> Tensor:
         """Join what is stored of the views of each prompt, each (K, ..., h, w). By default, more views are more patches."""
         return torch.cat([*views], dim=-2)
 
     def score(self, queries: Tensor, prompts: Tensor | Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Score queries (B, 3, H, W) in [0, 1] against prompts (K, 3, H, W), or against the result of `memorise`.
+        """Score queries (B, 3, H, W) in [0, 1] against prompts (K, 3, H, W), or against the results of `memorise` and `bounded`.
 
         Return image scores (B,) and anomaly maps (B, H, W) in [0, 1].
         """
         features = self.encoder(queries)
-        memory = self.memorise(prompts) if isinstance(prompts, Tensor) and prompts.shape[0] > 0 else prompts
+        memory = self.bounded(self.memorise(prompts)) if isinstance(prompts, Tensor) and prompts.shape[0] > 0 else prompts
         relation = self.relate(features, memory) if isinstance(memory, list) and memory else []
         if self.needs_prompts and not relation:
             raise ValueError(f"{type(self).__name__} needs at least one prompt")

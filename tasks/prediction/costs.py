@@ -12,7 +12,7 @@ import torch
 
 from changepair.tasks.common.tiles import Tiles, grid_of
 from changepair.tasks.prediction.memory import RGB, Needs
-from changepair.tasks.prediction.predictor import BATCH, Predictor, in_flight
+from changepair.tasks.prediction.predictor import BATCH, PROMPTS, Predictor, in_flight
 
 MAP_BYTES = 20  # bytes per pixel of a map while it is joined, drawn and written as PNG
 UNMEASURED = 40
@@ -78,7 +78,7 @@ class Costs:
         cut = grid_of(self.tiles, [one.size for one in needs]).tiles
         mirrored = min(count, in_flight(cut, BATCH))
         scoring = (RGB * mirrored + MAP_BYTES) * largest + mirrored * cut * self.tile
-        at_once = max(count, min(BATCH, count * cut))
+        at_once = max(min(count, PROMPTS), min(BATCH, count * cut))
         copied = min(BATCH, count * cut) * count * self.remembered if cut > 1 else 0
         encoding = (at_once + 1) * self.activations // self.batch_size + 2 * count * (self.tile + cut * self.remembered) + copied
         return sum(one.held for one in needs) + encoding + max(*(one.decoding for one in needs), scoring)
@@ -86,7 +86,7 @@ class Costs:
     def _compared(self, own: Predictor, count: int, held: int) -> int:
         """Return the size of the tiles of `held` of `count` pictures, and of the prompts' features copied for each tile of a batch."""
         cut = own.prompted.grid.tiles
-        copied = min(self.batch_size, count * cut) * len(own.prompted.prompts) * self.remembered if cut > 1 else 0
+        copied = min(self.batch_size, count * cut) * sum(part[0].nbytes for part in own.prompted.memory) if cut > 1 else 0
         return min(count, held) * cut * self.tile + copied
 
 

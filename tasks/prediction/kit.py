@@ -45,7 +45,7 @@ class Prompted:
     """The encoded prompts of a detector."""
 
     memory: Features
-    """Features TxKx... for T tiles of the grid and K prompts; [] without prompts."""
+    """Features TxKx... for T tiles of the grid and K prompts; [] without prompts. K is 1 where the detector bounds its memory."""
     grid: Grid
     category: str
     prompts: tuple[str, ...]

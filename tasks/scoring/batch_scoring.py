@@ -157,7 +157,7 @@ def seconds_a_picture(contender: Contender, episode: Episode, sizes: Mapping[str
         return tiles[grid], found[0]
 
     cut = enumerate(read(prompts)[0] if prompts else ())
-    memory = [detector.of_tile(detector.memorise(tile), seams(place, grid, contender.resize)) for place, tile in cut]
+    memory = [detector.bounded(detector.of_tile(detector.memorise(tile), seams(place, grid, contender.resize))) for place, tile in cut]
     taken = []
     for _ in range(TIMES + 1):
         start = time.perf_counter()

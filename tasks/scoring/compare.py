@@ -29,6 +29,34 @@ Related = Callable[..., Features]
 The second argument is optional. It has indices of queries, and each of these is related to the prompt at the same place."""
 
 
+class Memory:
+    """The memory of a pool's prompts, as one detector computes it."""
+
+    def __init__(self, detector: Detector, stages: Features) -> None:
+        self.detector, self.stages = detector, stages
+        self._reduced: dict[tuple[int, ...], Features] = {}
+
+    def of(self, places: Sequence[int] | Tensor) -> Features:
+        """Return the memory of some prompts: Kx... for K indices, or BxKx... for indices BxK, one row for each query.
+
+        Memory that the detector reduces is kept for the next queries, except that of several prompts for a single query.
+        """
+        if isinstance(places, Tensor):
+            if not self.detector.joint:
+                return [stage[places] for stage in self.stages]
+            return [torch.stack(parts) for parts in zip(*map(self._reduce, map(tuple, places.tolist())), strict=True)]
+        return self._reduce(tuple(places), keep=True)
+
+    def _reduce(self, places: tuple[int, ...], keep: bool = False) -> Features:
+        if places in self._reduced:
+            return self._reduced[places]
+        whole = [stage[list(places)] for stage in self.stages]
+        reduced = self.detector.bounded(whole)
+        if reduced is not whole and (keep or len(places) == 1):
+            self._reduced[places] = reduced
+        return reduced
+
+
 @dataclass(frozen=True)
 class Pool:
     """The encoded prompts of some episodes, for one tile of the grid, as one detector uses them."""
@@ -37,7 +65,7 @@ class Pool:
     """Index of each prompt, by path."""
     last_stage: Tensor | None
     """Features of the detector's last stage, KxCxhxw. None without prompts."""
-    memory: Features
+    memory: Memory
     """Memory of the prompts, as the detector's host computes it."""
 
     def places(self, episode: Episode) -> list[int]:
@@ -69,7 +97,7 @@ class Relations:
         self.shared, self.features = shared, features
         self._kept: dict[Any, Features] = {}
 
-    def of(self, name: str, part: slice, memory: Features) -> Related:
+    def of(self, name: str, part: slice, memory: Memory) -> Related:
         """Return a function that relates some of the queries to prompts for a detector. memory: that of the detector's host."""
         host = self.shared.hosts[name]
         queries = [stage[part] for stage in self.shared.features(host, self.features)]
@@ -80,7 +108,7 @@ class Relations:
             found = self._kept.get(key)
             if found is None:
                 asked = queries if whose is None else [stage[whose] for stage in queries]
-                offered = [stage[places] if whose is None else stage[places][:, None] for stage in memory]
+                offered = memory.of(places if whose is None else torch.tensor(chosen)[:, None])
                 found = self.shared.detectors[host].relate(asked, offered)
                 if self.shared.guests(host) > 1:
                     self._kept[key] = found
@@ -117,7 +145,10 @@ def pools_of(
     pools = []
     for stages, remembered in zip(last, memory, strict=True):
         joined = {stage: torch.cat(parts) if parts else None for stage, parts in stages.items()}
-        known = {host: [torch.cat(parts) for parts in zip(*batches, strict=True)] for host, batches in remembered.items()}
+        known = {
+            host: Memory(shared.detectors[host], [torch.cat(parts) for parts in zip(*batches, strict=True)])
+            for host, batches in remembered.items()
+        }
         pools.append({name: Pool(index, joined[shared.places[name][-1]], known[shared.hosts[name]]) for name in names})
     return pools
 

@@ -66,6 +66,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, self_residual=0.6, foreground=0.5, smoothing=4.0),
         "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
+        "patch-residual, bounded": PatchResidualSettings(resolution=64, self_residual=0.6, memory=20),
         "robust-residual": RobustResidualSettings(resolution=64),
         "robust-residual, rotated": RobustResidualSettings(resolution=64, patch=16, rotations=4, versions=False, top_share=0.0),
         "robust-residual, cosine": RobustResidualSettings(resolution=64, mirrored=True, magnitude=False, whole=0.0),
@@ -123,6 +124,7 @@ NAMES = [
     "patch-residual, rotated",
     "patch-residual, complete",
     "patch-residual, mirrored",
+    "patch-residual, bounded",
     "robust-residual",
     "robust-residual, rotated",
     "robust-residual, cosine",
@@ -288,7 +290,7 @@ def test_the_subspace_is_scikit_learns(detectors: dict, layout: Path) -> None:
 @torch.inference_mode()
 def test_prompts_may_be_encoded_once(detectors: dict, layout: Path, name: str) -> None:
     queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")
-    memory = detectors[name].memorise(prompts)
+    memory = detectors[name].bounded(detectors[name].memorise(prompts))
     assert torch.equal(detectors[name].score(queries, memory)[0], detectors[name].score(queries, prompts)[0])
 
 

@@ -19,7 +19,7 @@ from changepair.tasks.detectors.residual.positions import REGISTERED, Positions,
 from changepair.tasks.detectors.residual.settings import RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.compare import Pool, Relations, compare
+from changepair.tasks.scoring.compare import Memory, Pool, Relations, compare
 from changepair.tasks.scoring.sharing import share
 
 SIDE = 96
@@ -337,7 +337,7 @@ def test_evaluation_decides_from_the_prompts_of_each_episode() -> None:
         for number, places in enumerate(chosen)
     }
     with torch.inference_mode():
-        features, memory = detector.encoder(queries), detector.memorise(prompts)
+        features, memory = detector.encoder(queries), Memory(detector, detector.memorise(prompts))
         pool = Pool({name: place for place, name in enumerate(names)}, detector.encoder(prompts)[-1], memory)
         related = Relations(share({"robust": detector}), features).of("robust", slice(0, len(queries)), memory)
         found = {number: scores for number, scores, _maps in compare(detector, related, features, episodes, pool, 0)}

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ from changepair.tasks.scoring.scores import read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
 
 SETTINGS = PatchResidualSettings(resolution=64, stages=(3, 4), top_share=0.02, background=0.5, self_residual=0.6)
-NEW: dict[str, Callable[[], Predictor]] = {"patch-residual": lambda: small(SETTINGS), "metauas": lambda: Predictor.load("metauas")}
+NEW: dict[str, Callable[[], Predictor]] = {
+    "patch-residual": lambda: small(SETTINGS),
+    "bounded": lambda: small(replace(SETTINGS, memory=40)),
+    "metauas": lambda: Predictor.load("metauas"),
+}
 EXAMPLE = ROOT / "docs" / "examples" / "score_with_onnx.py"
 ALONE = "import sys, runpy\nfor name in ('tasks', 'flows', 'torch', 'timm'): sys.modules[name] = None\nsys.argv = sys.argv[1:]\n"
 
@@ -154,6 +159,7 @@ def equal_memories_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ("kind", "size", "write", "far"),
     [
         *(pytest.param("patch-residual", *rest, id=name, marks=[] if name in QUICK else [pytest.mark.slow]) for name, *rest in PICTURES),
+        pytest.param("bounded", (96, 140), as_png, 0, id="a bounded memory"),
         pytest.param("metauas", (96, 140), as_png, 0, id="metauas", marks=pytest.mark.slow),
     ],
 )
@@ -170,7 +176,7 @@ def test_a_picture_has_one_score_by_every_entrance(
     write_parts(plain, *size, as_png)
     new, model = NEW[kind], tmp_path / "models" / kind
     named = new().model
-    save_model(model, named.detector, {"detector": kind, "settings": settings_as_json(named.looks)})
+    save_model(model, named.detector, {"detector": named.name, "settings": settings_as_json(named.looks)})
     files, by_pipeline = scored_by_a_pipeline(named, parts, tmp_path)
     [episode] = read_episodes(files.episodes)
     order = [re.search(r"test/\w+/\d", image)[0] for image in episode.queries]  # type: ignore[index]

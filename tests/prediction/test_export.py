@@ -61,6 +61,7 @@ DETECTORS = {
     "all that a residual can do": lambda _folder: PatchResidualSettings(
         resolution=64, top_share=0.02, background=0.5, self_residual=0.6, contrast=0.02, rotations=3, mirrored=True, smoothing=2.0
     ),
+    "a bounded memory": lambda _folder: PatchResidualSettings(resolution=64, top_share=0.02, self_residual=0.6, memory=30),
     "a robust residual": lambda _folder: RobustResidualSettings(resolution=64, mirrored=True, positions="auto"),
     "a robust residual of positions": lambda _folder: RobustResidualSettings(resolution=64, patch=16, positions="on"),
     "a metric at two scales": lambda _folder: MetricResidualSettings(EncoderSettings(scales=(1.0, 0.5)), resolution=64, self_residual=0.6),
@@ -77,7 +78,7 @@ DETECTORS = {
 }
 
 
-ALWAYS = ("all that a residual can do", "a robust residual")
+ALWAYS = ("all that a residual can do", "a bounded memory", "a robust residual")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in ALWAYS else pytest.mark.slow) for kind in DETECTORS])
@@ -234,6 +235,7 @@ def test_a_file_for_torch_needs_nothing_of_this_project(tmp_path: Path) -> None:
         (lambda: small(SubspaceSettings(resolution=64)), {}, "no eigenvalue decomposition"),
         (lambda: small(PatchResidualSettings(resolution=64, foreground=1.0)), {}, "which the foreground needs"),
         (lambda: small(RobustResidualSettings(resolution=64, positions="auto")), {}, "cannot have prompts as an input; give --prompt"),
+        (lambda: small(PatchResidualSettings(resolution=64, memory=30)), {}, "cannot have prompts as an input; give --prompt"),
         (
             lambda: small(PatchResidualSettings(EncoderSettings(resize="crop"), resolution=64)),
             {"any_size": True},

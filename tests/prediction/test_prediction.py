@@ -23,6 +23,7 @@ from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.prediction import predictor as predictor_module
 from changepair.tasks.prediction.calibration import TOLERANCE, calibrated
 from changepair.tasks.prediction.models import Named, named
 from changepair.tasks.prediction.predictor import Predictor
@@ -105,6 +106,21 @@ def test_more_prompts_find_more_normal_and_their_order_does_not_count(layout: Pa
     stones = layout / "stones/train/good/0.png"
     alone, both, turned = (small().prompt(prompts)(queries).scores for prompts in ([prompt], [prompt, stones], [stones, prompt]))
     assert (both <= alone + 1e-6).all() and both == pytest.approx(turned, abs=1e-6)
+
+
+@pytest.mark.parametrize("memory", [0, 90])
+def test_many_prompts_are_encoded_in_parts_and_have_one_bounded_memory(
+    memory: int, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PatchResidualSettings(resolution=64, tiles=(1, 2), memory=memory)
+    prompts, queries = sorted(layout.rglob("train/good/*.png")), prompt_and_queries(layout)[1]
+    whole = small(settings).prompt(prompts)
+    monkeypatch.setattr(predictor_module, "PROMPTS", 3)
+    parts = small(settings).prompt(prompts)
+    assert len(prompts) > 6 and all(torch.equal(*pair) for pair in zip(whole.prompted.memory, parts.prompted.memory, strict=True))
+    assert (whole.prompted.memory[0].shape[-1] == memory) == (memory > 0)
+    parts.save(tmp_path / "kit")
+    assert np.array_equal(Predictor.load(tmp_path / "kit")(queries).scores, whole(queries).scores)
 
 
 def test_a_detector_that_reads_scores_without_a_prompt_and_with_words(tmp_path: Path, layout: Path) -> None:

@@ -221,6 +221,7 @@ else:
         ("prompt", 3000, 2, "3x3"),
         ("prompt", 200, 1, "1x1"),
         ("prompt", 200, 16, "2x2"),
+        ("prompt", 200, 48, "1x1"),
     ],
 )
 def test_the_memory_of_prompting_and_scoring_is_known_from_the_headers(what: str, side: int, count: int, tiles: str) -> None:

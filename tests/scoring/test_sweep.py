@@ -136,6 +136,7 @@ SETTINGS: dict[str, list[Any]] = {
     ],
     "views": [replace(PATCH, rotations=turns, mirrored=both) for turns in (1, 3) for both in (False, True)],
     "stages": [replace(PATCH, stages=stages, tiles=tiles) for stages in ((3,), (2, 4)) for tiles in ((1, 1), (2, 3))],
+    "memory": [replace(PATCH, memory=size, encoder=encoder) for encoder in (ONE, TWO) for size in (0, 10, 70)],
     "metric": [replace(METRIC, encoder=encoder, background=weight) for encoder in (ONE, TWO) for weight in (0.0, 0.5)],
     "robust": [replace(ROBUST, whole=whole, positions=positions) for whole in (0.0, 0.5, 1.0) for positions in ("off", "auto")],
     "subspace": [SubspaceSettings(encoder=encoder, resolution=SIDE, variance=share) for encoder in (ONE, TWO) for share in (0.9, 0.99)],
@@ -187,6 +188,7 @@ OTHER: dict[str, Any] = {
     "foreground": 0.5,
     "contrast": 0.1,
     "smoothing": 1.0,
+    "memory": 10,
     "encoder": EncoderSettings(scales=(1.0, 0.75, 0.5)),
     "patch": 16,
     "versions": False,
@@ -200,7 +202,15 @@ UNRELATED = {"resolution", "tiles", "model"}
 
 
 @pytest.mark.parametrize(
-    "settings", [PATCH, replace(PATCH, self_residual=0.5, foreground=1.0), METRIC, ROBUST, replace(ROBUST, whole=0.0, positions="on")]
+    "settings",
+    [
+        PATCH,
+        replace(PATCH, self_residual=0.5, foreground=1.0),
+        replace(PATCH, self_residual=0.5, memory=20),
+        METRIC,
+        ROBUST,
+        replace(ROBUST, whole=0.0, positions="on"),
+    ],
 )
 def test_a_selected_part_of_a_relation_equals_the_detectors_own(settings: Any) -> None:
     """Each setting is changed in turn. Some need a relation of their own."""
@@ -228,7 +238,7 @@ def crops(count: int, side: int = SIDE) -> torch.Tensor:
 @torch.inference_mode()
 def relation(detector: Detector, pictures: torch.Tensor) -> list[torch.Tensor]:
     prompts, queries = pictures[:2], pictures[2:]
-    return detector.relate(detector.encoder(queries), detector.memorise(prompts))
+    return detector.relate(detector.encoder(queries), detector.bounded(detector.memorise(prompts)))
 
 
 def test_another_metric_has_a_relation_of_its_own() -> None:

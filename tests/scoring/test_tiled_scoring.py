@@ -151,10 +151,11 @@ def test_detectors_that_are_scored_together_may_cut_differently(layout: Path, tm
             assert item.scores == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_most_similar_prompts_of_a_pool_are_chosen_for_each_tile(layout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [0, 50])  # of 64 patches of a prompt
+def test_the_most_similar_prompts_of_a_pool_are_chosen_for_each_tile(memory: int, layout: Path, tmp_path: Path) -> None:
     """Held against a loop that scores every tile on its own, with the prompts' tiles that are most similar to it."""
     files = sampled(layout, shots=(1, 2), protocols=("class-agnostic",))
-    model = model_of(PATCH)
+    model = model_of(replace(PATCH, memory=memory))
     folder = scored([contender(model, tmp_path)], files, tmp_path / "scores", 7)["patch-residual"]
     episodes = read_episodes(files.episodes)
     for item in read_scored(folder):
@@ -174,6 +175,7 @@ def tile_by_tile(model: Named, query: str, episode: Episode, *, seams: bool = Fa
         looks = [torch.nn.functional.normalize(model.detector.encoder(tile)[-1].mean((2, 3)), dim=1) for tile in (own, *prompts)]
         alike = sorted(range(len(prompts)), key=lambda place: -float(looks[0] @ looks[place + 1].T))
         memory = model.detector.memorise(torch.cat([prompts[place] for place in alike[: episode.shots]]))
+        memory = model.detector.bounded(memory)
         if seams:  # half the overlap: a sixteenth of a tile's share of the picture, where a neighbour begins
             rest = pictures[0].shape[0] - box.bottom, pictures[0].shape[1] - box.right
             sides = zip((box.top, box.left, *rest), (2, 3, 2, 3), pictures[0].shape[:2] * 2, box.size * 2, strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
 from changepair.tasks.detectors.patches import PatchDetector, median, nearest_cosine, nearest_of_rest, residual_map, unit_patches
+from changepair.tasks.detectors.residual.coreset import bounded
 from changepair.tasks.encoders.encoder import Encoder, Features
 
 RIM = 0.2  # share of a picture's side at each border that is not its middle
@@ -40,6 +41,7 @@ class PatchResidual(PatchDetector):
         foreground: float | None = None,
         contrast: float | None = None,
         smoothing: float = 0.0,
+        memory: int = 0,
         **options: Any,
     ) -> None:
         """Set the options of the residual.
@@ -47,11 +49,13 @@ class PatchResidual(PatchDetector):
         `self_residual` is the weight of the self-residual; the prompt residual has weight 1. `foreground` is the threshold of
         `foreground_of`. Patches outside the foreground score 0, and None scores the whole picture. AnomalyDINO (section 3.3) uses 10 with
         DINOv2's last block. `contrast` is the floor of `contrasted`, which changes maps but not scores; None leaves maps unchanged.
-        `smoothing` is the sigma in pixels of the Gaussian that smooths maps but not scores, or 0 (AnomalyDINO, section 3.2: 4). `options`
-        are those of PatchDetector.
+        `smoothing` is the sigma in pixels of the Gaussian that smooths maps but not scores, or 0 (AnomalyDINO, section 3.2: 4). `memory` is
+        the largest number of patches that each stage keeps of all prompts (tasks/detectors/residual/coreset.py), or 0 to keep all.
+        `options` are those of PatchDetector.
         """
         super().__init__(encoder, **options)
         self.self_residual, self.foreground, self.contrast, self.smoothing = self_residual, foreground, contrast, smoothing
+        self.memory, self.joint = memory, memory > 0
         if foreground is not None:
             self.not_exported = "ONNX has no eigenvalue decomposition, which the foreground needs"
 
@@ -74,6 +78,10 @@ class PatchResidual(PatchDetector):
 
     def remember(self, prompts: Features) -> Features:
         return self.units(prompts)
+
+    def bounded(self, memory: Features) -> Features:
+        """Keep the patches of all prompts that cover the others, if the settings bound the memory: (1, C, 1, `memory`) for each stage."""
+        return bounded(memory, self.memory) if self.memory else memory
 
     def relate(self, queries: Features, memory: Features) -> Features:
         """Return for each stage and prompt every query patch's highest cosine with a patch of that prompt, (B, K, h, w).
@@ -98,7 +106,7 @@ class PatchResidual(PatchDetector):
         own, scales = self.encoder.scales, other.encoder.scales
         each = len(self.stages) // len(own)
         alike = self.stages[:each] == other.stages[: len(other.stages) // len(scales)]
-        alike = alike and all(getattr(self, name) == getattr(other, name) for name in ("rotations", "mirrored", "foreground"))
+        alike = alike and all(getattr(self, name) == getattr(other, name) for name in ("rotations", "mirrored", "foreground", "memory"))
         last = self.foreground is None or own[-1] == scales[-1]  # the foreground is found at the last scale
         if not alike or not last or not set(own) <= set(scales) or bool(self.self_residual) > bool(other.self_residual):
             return None

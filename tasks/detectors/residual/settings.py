@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import Between, FileName
+from changepair.tasks.common.bounds import MOST, Between, FileName
 from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.settings import LITE2, EncoderSettings, Stages
 
@@ -41,6 +41,10 @@ class PatchResidualSettings(DetectorSettings):
     effect. Image scores do not change. `null` leaves maps unchanged."""
     smoothing: Annotated[float, Between(0, 64)] = 0.0
     """Sigma in pixels of the Gaussian that smooths anomaly maps. Image scores do not change. AnomalyDINO uses 4; `0` turns it off."""
+    memory: Annotated[int, Between(0, MOST)] = 0
+    """Largest number of patches of all prompts that each stage keeps, with the selection of PatchCore. `0` keeps all. Use it with many
+    prompts: a comparison then takes less time, and a kit is smaller. The selection depends on all prompts of a comparison, so every draw
+    of prompts has its own. Under `class-agnostic`, so has every query, which takes time."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ SCORING = (
     "foreground",
     "contrast",
     "smoothing",
+    "memory",
     "encoder.scales",
 )
 """Settings that a trained metric can be used with at other values."""
