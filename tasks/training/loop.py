@@ -53,8 +53,8 @@ class Task(Protocol):
         """Name an example in error messages."""
         ...
 
-    def collate(self, examples: list[Any]) -> Batch:
-        """Join examples to a batch."""
+    def collate(self, examples: Any) -> Batch:
+        """Join a list of examples to a batch. A dataset may return a batch itself."""
         ...
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
@@ -87,6 +87,8 @@ class TrainingFolders:
     model_folder: Path
     checkpoints: Path
     tracking: Tracking = Tracking()
+    room: int = 0
+    """Largest size in bytes of the temporary file of encoded pairs, in the folder of the checkpoints. It affects speed only."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class _Training:
         training = model.training
         model.eval()
         total, count = 0.0, 0
-        for examples_of_batch in DataLoader(examples, len(self.task.batches(0)[0])):
+        for examples_of_batch in DataLoader(examples, len(self.task.batches(0)[0]), collate_fn=self.task.collate):
             batch = tuple(part.to(self.accelerator.device) for part in examples_of_batch)
             with self.accelerator.autocast():
                 total += float(self.task.loss(model, batch)) * len(batch[0])

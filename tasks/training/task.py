@@ -11,9 +11,11 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
+from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
+from changepair.tasks.training.features import EncodedPairs
 from changepair.tasks.training.loop import Examples, Task, Trained, TrainingFolders, fit
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.step import Batch
@@ -56,8 +58,8 @@ class DetectorTask(Task):
             )
         return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
-    def collate(self, examples: list[Any]) -> Batch:
-        return tuple(default_collate(examples))
+    def collate(self, examples: Any) -> Batch:
+        return examples if isinstance(examples, tuple) else tuple(default_collate(examples))
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Write model.safetensors and config.json. The latter has the detector's settings and how it was trained."""
@@ -73,8 +75,8 @@ class PairTask(DetectorTask):
         detector: nn.Module,
         blueprint: Blueprint,
         settings: PairTrainingSettings,
-        training: ChangePairs,
-        measured: ChangePairs,
+        training: ChangePairs | EncodedPairs,
+        measured: ChangePairs | EncodedPairs,
     ) -> None:
         super().__init__(name, detector, blueprint, settings)
         self.training, self.measured = training, measured
@@ -107,6 +109,16 @@ def train_on_pairs(
     training, measured = (ChangePairs(examples.path, resolution, held_out=held_out) for held_out in (False, True))
     set_seed(settings.seed)
     model, identity = blueprint.build(settings.init)
-    own = task(places.model_folder.name, model, blueprint, settings, training, measured)
+    room = places.room // (len(training) + len(measured) or 1) if settings.epochs > 1 else 0  # for a pair
+    sides = [_encoded(pairs, model, places.checkpoints, room * len(pairs)) for pairs in (training, measured)]
+    own = task(places.model_folder.name, model, blueprint, settings, *sides)
     inputs = {"training": asdict(settings), **identity, **hashes(examples.path)}
     return fit(own, settings, places, inputs=inputs, workers=workers, report=report)
+
+
+def _encoded(pairs: ChangePairs, model: nn.Module, folder: Path, room: int) -> ChangePairs | EncodedPairs:
+    """Replace pictures by maps if the model accepts maps. On a GPU, the model encodes pictures itself."""
+    encode = getattr(model, "encode_pairs", None)
+    if encode is None or best_device().type != "cpu":
+        return pairs
+    return EncodedPairs(pairs, encode, folder, room)

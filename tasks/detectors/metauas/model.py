@@ -140,14 +140,19 @@ class MetaUAS(Detector):
         self.decoder = network.to(memory_format=torch.channels_last)  # the memory format of the encoder's maps
         self.head = nn.Conv2d(FPN_SEGMENTATION_CHANNELS if decoder == "fpn" else decoder_channels[-1], 1, kernel_size=1)
 
-    def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
-        """Segment changes in queries against prompts, one prompt a query, both (B, 3, H, W) in [0, 1].
+    def forward(self, *pairs: Tensor) -> Tensor:
+        """Segment changes in queries against prompts, one prompt a query.
 
-        Return logits (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
+        `pairs` are two batches of pictures (B, 3, H, W) in [0, 1], queries and prompts, or the result of `encode_pairs`. Return logits
+        (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
         """
-        features = self.encoder(queries, first=True)
-        memory = [stage[:, None] for stage in self._last(self.encoder(prompts, first=True))]
-        return self.segment(features, self._align(features, memory))
+        maps = self.encode_pairs(*pairs) if len(pairs) == 2 else list(pairs)
+        memory = [stage[:, None] for stage in maps[STAGES:]]
+        return self.segment(maps[:STAGES], self._align(maps, memory))
+
+    def encode_pairs(self, queries: Tensor, prompts: Tensor) -> Features:
+        """Return what training needs of pictures (B, 3, H, W) in [0, 1]: the maps of the queries, then the aligned maps of the prompts."""
+        return [*self.encoder(queries, first=True), *self._last(self.encoder(prompts, first=True))]
 
     @property
     def remembered(self) -> int:
