@@ -314,7 +314,7 @@ class _Kept(nn.Module):
         self.averaged: AveragedModel | None = None
         if average:
             # Buffers are averaged too; otherwise the batch statistics would belong to other weights.
-            self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True)
+            self.averaged = AveragedModel(network, multi_avg_fn=_running_mean(average), use_buffers=True)
 
     @property
     def model(self) -> nn.Module:
@@ -323,6 +323,18 @@ class _Kept(nn.Module):
     def update(self) -> None:
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
+
+
+def _running_mean(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return a function that updates the running means of tensors. A frozen encoder's tensors are shared with the network."""
+    update = get_ema_multi_avg_fn(decay)
+
+    def update_own(means: Sequence[Tensor], tensors: Sequence[Tensor], count: Tensor) -> None:
+        own = [pair for pair in zip(means, tensors, strict=True) if pair[0].data_ptr() != pair[1].data_ptr()]
+        if own:
+            update([mean for mean, _tensor in own], [tensor for _mean, tensor in own], count)
+
+    return update_own
 
 
 def _best(log: Sequence[LogLine]) -> LogLine | None:

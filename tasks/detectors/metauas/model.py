@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from changepair.tasks.common.onednn import attention, runs_onednn
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.metauas.attention import Attention
 from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
@@ -137,6 +138,8 @@ class MetaUAS(Detector):
             network = UnetDecoder(encoder_channels=widths, decoder_channels=tuple(decoder_channels), n_blocks=STAGES, attention_type="scse")
             # The authors' decoder has no attention where there is no skip connection; the current smp has.
             network.blocks[-1].attention1 = network.blocks[-1].attention2 = nn.Identity()
+            for block in list(network.blocks)[:-1]:
+                block.attention1.attention.__class__ = block.attention2.attention.__class__ = Attention
         self.decoder = network.to(memory_format=torch.channels_last)  # the memory format of the encoder's maps
         self.head = nn.Conv2d(FPN_SEGMENTATION_CHANNELS if decoder == "fpn" else decoder_channels[-1], 1, kernel_size=1)
 
