@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import disk_usage
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
@@ -25,9 +26,13 @@ class EncodedPairs(Dataset[Batch]):
     """
 
     def __init__(self, pairs: ChangePairs, encode: Callable[[Tensor, Tensor], Features], folder: Path, room: int) -> None:
-        """Set up the pairs. `encode` returns the maps of queries and prompts. `room` is the file's largest size in bytes."""
-        self.pairs, self.rows, self.encode, self.room = pairs, pairs.rows, encode, room
+        """Set up the pairs. `encode` returns the maps of queries and prompts.
+
+        `room` is the largest size in bytes of the file in `folder`. It is limited to a quarter of the free disk.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        self.pairs, self.rows, self.encode = pairs, pairs.rows, encode
+        self.room = min(room, disk_usage(folder).free // 4)
         self._file = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._places: dict[int, int] = {}  # of each stored pair in the file
         self._parts: list[_Part] = []

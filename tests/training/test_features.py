@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,10 @@ def test_a_model_depends_neither_on_the_room_nor_on_an_interruption(pairs: Path)
         with pytest.raises(Interrupted):
             trained(pairs, room, stops_at=0.5)  # in the second of three epochs
         assert trained(pairs, room) == without
+
+
+def test_the_file_takes_at_most_a_quarter_of_the_free_disk(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=4000)
+    monkeypatch.setattr("changepair.tasks.training.features.disk_usage", lambda folder: usage)
+    rooms = [EncodedPairs(ChangePairs(pairs, 64), network().encode_pairs, tmp_path, room).room for room in (ALL, 999)]
+    assert rooms == [1000, 999]
