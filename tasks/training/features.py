@@ -31,14 +31,14 @@ class EncodedPairs(Dataset[Batch]):
         `room` is the largest size in bytes of the file in `folder`. It is limited to a quarter of the free disk.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.pairs, self.rows, self.encode = pairs, pairs.rows, encode
+        self.pairs, self.encode = pairs, encode
         self.room = min(room, disk_usage(folder).free // 4)
         self._file = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._places: dict[int, int] = {}  # of each stored pair in the file
         self._parts: list[_Part] = []
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Batch:
         return tuple(part[0] for part in self.__getitems__([index]))

@@ -75,14 +75,17 @@ class PairTask(DetectorTask):
         detector: nn.Module,
         blueprint: Blueprint,
         settings: PairTrainingSettings,
-        training: ChangePairs | EncodedPairs,
-        measured: ChangePairs | EncodedPairs,
+        training: ChangePairs,
+        measured: ChangePairs,
+        encoded: Sequence[EncodedPairs] = (),
     ) -> None:
+        """Set up the task. `encoded` are the maps of `training` and `measured`, for a detector that accepts maps."""
         super().__init__(name, detector, blueprint, settings)
         self.training, self.measured = training, measured
+        self.sides: Sequence[Dataset[Any]] = encoded or (training, measured)
 
     def examples(self, epoch: int) -> Dataset[Any]:
-        return self.training
+        return self.sides[0]
 
     def order(self, epoch: int) -> list[int]:
         return generator(self.settings.seed, "epoch", epoch).permutation(len(self.training)).tolist()
@@ -91,7 +94,7 @@ class PairTask(DetectorTask):
         return f"pair {self.training.rows[place].key}"
 
     def held_out(self) -> Dataset[Any] | None:
-        return self.measured if len(self.measured) else None
+        return self.sides[1] if len(self.measured) else None
 
 
 def train_on_pairs(
@@ -109,16 +112,16 @@ def train_on_pairs(
     training, measured = (ChangePairs(examples.path, resolution, held_out=held_out) for held_out in (False, True))
     set_seed(settings.seed)
     model, identity = blueprint.build(settings.init)
-    room = places.room // (len(training) + len(measured) or 1) if settings.epochs > 1 else 0  # for a pair
-    sides = [_encoded(pairs, model, places.checkpoints, room * len(pairs)) for pairs in (training, measured)]
-    own = task(places.model_folder.name, model, blueprint, settings, *sides)
+    encoded = _encoded((training, measured), model, places.checkpoints, places.room if settings.epochs > 1 else 0)
+    own = task(places.model_folder.name, model, blueprint, settings, training, measured, encoded)
     inputs = {"training": asdict(settings), **identity, **hashes(examples.path)}
     return fit(own, settings, places, inputs=inputs, workers=workers, report=report)
 
 
-def _encoded(pairs: ChangePairs, model: nn.Module, folder: Path, room: int) -> ChangePairs | EncodedPairs:
-    """Replace pictures by maps if the model accepts maps. On a GPU, the model encodes pictures itself."""
+def _encoded(sides: Sequence[ChangePairs], model: nn.Module, folder: Path, room: int) -> Sequence[EncodedPairs]:
+    """Return the maps of pairs if the model accepts maps. On a GPU, it encodes pictures itself. The sides share the room by their size."""
     encode = getattr(model, "encode_pairs", None)
     if encode is None or best_device().type != "cpu":
-        return pairs
-    return EncodedPairs(pairs, encode, folder, room)
+        return ()
+    each = room // max(1, sum(map(len, sides)))
+    return [EncodedPairs(pairs, encode, folder, each * len(pairs)) for pairs in sides]

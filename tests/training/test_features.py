@@ -10,6 +10,8 @@ import torch
 from conftest import make_pairs
 from torch.utils.data import DataLoader
 
+from changepair.flows.settings.pipelines import Execution
+from changepair.flows.train import Train, train_detector
 from changepair.tasks.common.files import sha256
 from changepair.tasks.detectors.metauas.model import MetaUAS
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
@@ -19,6 +21,7 @@ from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training.features import EncodedPairs
 from changepair.tasks.training.loop import Examples, TrainingFolders
+from changepair.tasks.training.processes import Job
 from changepair.tasks.training.settings import PairTrainingSettings
 
 DETECTOR = MetaUASSettings(resolution=64, aligned_stages=2, decoder_channels=(16, 16, 16, 16, 16))
@@ -103,10 +106,21 @@ def test_a_full_disk_changes_no_batch(pairs: Path, tmp_path: Path) -> None:
     assert encoded.room == 0
 
 
-def test_a_model_depends_neither_on_the_room_nor_on_an_interruption(pairs: Path) -> None:
+def test_a_model_depends_neither_on_the_room_nor_on_an_interruption(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, encoded = MetaUAS.encode_pairs, [0]
+
+    def counted(self: MetaUAS, queries: torch.Tensor, prompts: torch.Tensor) -> list[torch.Tensor]:
+        encoded[-1] += len(queries)
+        return plain(self, queries, prompts)
+
+    monkeypatch.setattr(MetaUAS, "encode_pairs", counted)
     without = trained(pairs, 0)
-    assert trained(pairs, 300_000) == without == trained(pairs, ALL)
-    for room in (ALL + 1, 300_001):
+    for room in (1_000_000, ALL):
+        encoded.append(0)
+        assert trained(pairs, room) == without
+    assert encoded[0] == 3 * (8 + 3)  # in three epochs: two batches, and the held-out pairs
+    assert 14 >= encoded[2] < encoded[1] < encoded[0]
+    for room in (ALL + 1, 1_000_001):
         with pytest.raises(Interrupted):
             trained(pairs, room, stops_at=0.5)  # in the second of three epochs
         assert trained(pairs, room) == without
@@ -117,3 +131,15 @@ def test_the_file_takes_at_most_a_quarter_of_the_free_disk(pairs: Path, tmp_path
     monkeypatch.setattr("changepair.tasks.training.features.disk_usage", lambda folder: usage)
     rooms = [EncodedPairs(ChangePairs(pairs, 64), network().encode_pairs, tmp_path, room).room for room in (ALL, 999)]
     assert rooms == [1000, 999]
+
+
+@pytest.mark.parametrize(("gib", "processes", "room"), [(4.0, 1, 2**32), (0.5, 2, 2**28), (0, 1, 0)])
+def test_the_setting_is_shared_by_the_processes_of_a_training(
+    gib: float, processes: int, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr("changepair.tasks.training.processes.train", lambda job, count, report: jobs.append(job))
+    monkeypatch.setattr("changepair.flows.running.steps.progress", lambda title: None)
+    stage = Train("line", "metauas", tmp_path, [], {"metauas": DETECTOR}, SETTINGS, SYNTHESIS.augmentation, tmp_path / "metauas")
+    train_detector(stage, Execution(cached_features=gib, processes=processes))
+    assert jobs[0].places.room == room
