@@ -103,12 +103,13 @@ def train_detector(stage: Train, execution: Execution) -> Trained:
 
     assert stage.examples is not None
     name = stage.detector
+    room = round(execution.cached_features * 2**30) // processes.count_of(execution.processes)
     job = processes.Job(
         training.__name__,
         stage.chosen[name],
         stage.training,
         Examples(stage.examples, stage.augmentation or AugmentationSettings()),
-        TrainingFolders(stage.folder, stage.checkpoints, tracking_of(execution, stage.pipeline, name)),
+        TrainingFolders(stage.folder, stage.checkpoints, tracking_of(execution, stage.pipeline, name), room),
         execution.workers,
     )
     return processes.train(job, execution.processes, progress(f"{name}: training progress"))

@@ -88,6 +88,10 @@ class Execution(Strict):
     """Number of parallel processes or threads in a stage, at most 1,024. Results do not depend on it."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Number of processes that train one detector together, at most 1,024. `auto` starts one process per GPU."""
+    cached_features: Annotated[float, Field(ge=0, le=4096)] = 4.0
+    """Largest size in GiB of the temporary file that a training on a CPU may write, at most 4,096. The file holds what the frozen encoder
+    found in each pair, so that later epochs need no encoder. It takes at most half of the free disk. 0 writes no file. Results do not
+    depend on it."""
     runner: Runner = "processes"
     """Place where shards of pairs are made: `threads` or `processes` on this machine, or a `dask` cluster. A Dask cluster also reads
     datasets and scores pictures."""

@@ -53,8 +53,8 @@ class Task(Protocol):
         """Name an example in error messages."""
         ...
 
-    def collate(self, examples: list[Any]) -> Batch:
-        """Join examples to a batch."""
+    def collate(self, examples: Any) -> Batch:
+        """Join a list of examples to a batch. A dataset may return a batch itself."""
         ...
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
@@ -87,6 +87,8 @@ class TrainingFolders:
     model_folder: Path
     checkpoints: Path
     tracking: Tracking = Tracking()
+    room: int = 0
+    """Largest size in bytes of the temporary file of encoded pairs, in the folder of the checkpoints. It affects speed only."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class _Training:
         training = model.training
         model.eval()
         total, count = 0.0, 0
-        for examples_of_batch in DataLoader(examples, len(self.task.batches(0)[0])):
+        for examples_of_batch in DataLoader(examples, len(self.task.batches(0)[0]), collate_fn=self.task.collate):
             batch = tuple(part.to(self.accelerator.device) for part in examples_of_batch)
             with self.accelerator.autocast():
                 total += float(self.task.loss(model, batch)) * len(batch[0])
@@ -312,7 +314,7 @@ class _Kept(nn.Module):
         self.averaged: AveragedModel | None = None
         if average:
             # Buffers are averaged too; otherwise the batch statistics would belong to other weights.
-            self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True)
+            self.averaged = AveragedModel(network, multi_avg_fn=_running_mean(average), use_buffers=True)
 
     @property
     def model(self) -> nn.Module:
@@ -321,6 +323,18 @@ class _Kept(nn.Module):
     def update(self) -> None:
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
+
+
+def _running_mean(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return a function that updates the running means of tensors. A frozen encoder's tensors are shared with the network."""
+    update = get_ema_multi_avg_fn(decay)
+
+    def update_own(means: Sequence[Tensor], tensors: Sequence[Tensor], count: Tensor) -> None:
+        own = [pair for pair in zip(means, tensors, strict=True) if pair[0].data_ptr() != pair[1].data_ptr()]
+        if own:
+            update([mean for mean, _tensor in own], [tensor for _mean, tensor in own], count)
+
+    return update_own
 
 
 def _best(log: Sequence[LogLine]) -> LogLine | None:

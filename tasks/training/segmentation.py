@@ -20,8 +20,8 @@ class SegmentationTask(PairTask):
     """Train on change pairs with pixel-wise binary cross-entropy."""
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
-        query, prompt, mask = batch
-        return F.binary_cross_entropy_with_logits(model(query, prompt).float(), mask)
+        *pairs, mask = batch  # pictures of query and prompt, or their maps
+        return F.binary_cross_entropy_with_logits(model(*pairs).float(), mask)
 
 
 train = partial(train_on_pairs, SegmentationTask)

@@ -11,9 +11,11 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
+from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
+from changepair.tasks.training.features import EncodedPairs
 from changepair.tasks.training.loop import Examples, Task, Trained, TrainingFolders, fit
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.step import Batch
@@ -56,8 +58,8 @@ class DetectorTask(Task):
             )
         return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
-    def collate(self, examples: list[Any]) -> Batch:
-        return tuple(default_collate(examples))
+    def collate(self, examples: Any) -> Batch:
+        return examples if isinstance(examples, tuple) else tuple(default_collate(examples))
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Write model.safetensors and config.json. The latter has the detector's settings and how it was trained."""
@@ -75,12 +77,15 @@ class PairTask(DetectorTask):
         settings: PairTrainingSettings,
         training: ChangePairs,
         measured: ChangePairs,
+        encoded: Sequence[EncodedPairs] = (),
     ) -> None:
+        """Set up the task. `encoded` are the maps of `training` and `measured`, for a detector that accepts maps."""
         super().__init__(name, detector, blueprint, settings)
         self.training, self.measured = training, measured
+        self.sides: Sequence[Dataset[Any]] = encoded or (training, measured)
 
     def examples(self, epoch: int) -> Dataset[Any]:
-        return self.training
+        return self.sides[0]
 
     def order(self, epoch: int) -> list[int]:
         return generator(self.settings.seed, "epoch", epoch).permutation(len(self.training)).tolist()
@@ -89,7 +94,7 @@ class PairTask(DetectorTask):
         return f"pair {self.training.rows[place].key}"
 
     def held_out(self) -> Dataset[Any] | None:
-        return self.measured if len(self.measured) else None
+        return self.sides[1] if len(self.measured) else None
 
 
 def train_on_pairs(
@@ -107,6 +112,16 @@ def train_on_pairs(
     training, measured = (ChangePairs(examples.path, resolution, held_out=held_out) for held_out in (False, True))
     set_seed(settings.seed)
     model, identity = blueprint.build(settings.init)
-    own = task(places.model_folder.name, model, blueprint, settings, training, measured)
+    encoded = _encoded((training, measured), model, places.checkpoints, places.room if settings.epochs > 1 else 0)
+    own = task(places.model_folder.name, model, blueprint, settings, training, measured, encoded)
     inputs = {"training": asdict(settings), **identity, **hashes(examples.path)}
     return fit(own, settings, places, inputs=inputs, workers=workers, report=report)
+
+
+def _encoded(sides: Sequence[ChangePairs], model: nn.Module, folder: Path, room: int) -> Sequence[EncodedPairs]:
+    """Return the maps of pairs if the model accepts maps. On a GPU, it encodes pictures itself. The sides share the room by their size."""
+    encode = getattr(model, "encode_pairs", None)
+    if encode is None or best_device().type != "cpu":
+        return ()
+    each = room // max(1, sum(map(len, sides)))
+    return [EncodedPairs(pairs, encode, folder, each * len(pairs)) for pairs in sides]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from changepair.tasks.common.onednn import attention, runs_onednn
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.metauas.attention import Attention
 from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
@@ -137,17 +138,24 @@ class MetaUAS(Detector):
             network = UnetDecoder(encoder_channels=widths, decoder_channels=tuple(decoder_channels), n_blocks=STAGES, attention_type="scse")
             # The authors' decoder has no attention where there is no skip connection; the current smp has.
             network.blocks[-1].attention1 = network.blocks[-1].attention2 = nn.Identity()
+            for block in list(network.blocks)[:-1]:
+                block.attention1.attention.__class__ = block.attention2.attention.__class__ = Attention
         self.decoder = network.to(memory_format=torch.channels_last)  # the memory format of the encoder's maps
         self.head = nn.Conv2d(FPN_SEGMENTATION_CHANNELS if decoder == "fpn" else decoder_channels[-1], 1, kernel_size=1)
 
-    def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
-        """Segment changes in queries against prompts, one prompt a query, both (B, 3, H, W) in [0, 1].
+    def forward(self, *pairs: Tensor) -> Tensor:
+        """Segment changes in queries against prompts, one prompt a query.
 
-        Return logits (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
+        `pairs` are two batches of pictures (B, 3, H, W) in [0, 1], queries and prompts, or the result of `encode_pairs`. Return logits
+        (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
         """
-        features = self.encoder(queries, first=True)
-        memory = [stage[:, None] for stage in self._last(self.encoder(prompts, first=True))]
-        return self.segment(features, self._align(features, memory))
+        maps = self.encode_pairs(*pairs) if len(pairs) == 2 else list(pairs)
+        memory = [stage[:, None] for stage in maps[STAGES:]]
+        return self.segment(maps[:STAGES], self._align(maps, memory))
+
+    def encode_pairs(self, queries: Tensor, prompts: Tensor) -> Features:
+        """Return what training needs of pictures (B, 3, H, W) in [0, 1]: the maps of the queries, then the aligned maps of the prompts."""
+        return [*self.encoder(queries, first=True), *self._last(self.encoder(prompts, first=True))]
 
     @property
     def remembered(self) -> int:
