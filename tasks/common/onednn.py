@@ -7,7 +7,7 @@ itself uses oneDNN only for convolutions and for products of lower precision.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import pairwise
@@ -74,40 +74,21 @@ def convolution(
     padding: int | str | tuple[int, ...] = 0,
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
-    *,
-    clamped: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Convolve x (B, C, H, W), as F.conv2d does. `clamped` are bounds of the result.
+    """Convolve x (B, C, H, W), as F.conv2d does.
 
     On one thread, F.conv2d runs 1x1 kernels without oneDNN, at half the speed. With channels last, they are a product of matrices here,
     which does not reorder the weights in each call, as a convolution does.
     """
     plain = _plain(weight) and (bias is None or _plain_bias(bias, len(weight)))
     if isinstance(padding, str) or not plain or not runs_onednn(x) or not x.numel() or x.ndim != 4:
-        found = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-        return found if clamped is None else found.clamp(*clamped)
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     pairs = [[one, one] if isinstance(one, int) else list(one) for one in (padding, stride, dilation)]
-    then = ("none", []) if clamped is None else ("hardtanh", list(clamped))
     rows = x.permute(0, 2, 3, 1)
-    if weight.shape[1:] == (x.shape[1], 1, 1) and pairs[:2] == [[0, 0], [1, 1]] and rows.is_contiguous():
-        return _onednn(rows, weight.flatten(1), bias, *then).permute(0, 3, 1, 2)
-    return _convolved(x, weight, bias, *pairs, groups, then=then)
-
-
-class ClampedConvolution(nn.Module):
-    """A convolution followed by ReLU6. oneDNN applies ReLU6 while the result is in the processor's cache."""
-
-    def __init__(self, layer: nn.Conv2d, activation: nn.ReLU6) -> None:
-        super().__init__()
-        self.layer, self.activation = layer, activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        if not runs_onednn(x):
-            found: Tensor = self.activation(layer(x))
-            return found
-        bounds = self.activation.min_val, self.activation.max_val
-        return convolution(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups, clamped=bounds)
+    product = weight.shape[1:] == (x.shape[1], 1, 1) and pairs[:2] == [[0, 0], [1, 1]] and groups == 1 and len(weight) > 0
+    if product and rows.is_contiguous():
+        return _onednn(rows, weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return _convolved(x, weight, bias, *pairs, groups)
 
 
 def attention(
@@ -168,15 +149,13 @@ def _works() -> bool:
     return all(torch.allclose(*pair, atol=1e-6) for pair in zip(found, (exact, exact, F.gelu(exact)), strict=True))
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", bounds: Sequence[float] = ()) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, bounds, "none" if activation == "gelu" else "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none" if activation == "gelu" else "")
     return found
 
 
-def _convolved(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *options: list[int] | int, then: tuple[str, Sequence[float]] = ("none", ())
-) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *options, *then, "")
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: list[int] | int) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *options, "none", [], "")
     return found
 
 

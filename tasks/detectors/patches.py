@@ -133,26 +133,28 @@ def nearest_of_rest(units: Tensor) -> Tensor:
     On a grid of at most 3x3, only the patch itself is excluded. `units` is (K, C, h, w), of unit length.
     """
     height, width = units.shape[-2:]
-    beside = _adjacent(height, width, 1 if max(height, width) > 3 else 0, units.device)
+    adjacent = _adjacent(height, width, 1 if max(height, width) > 3 else 0, units.device)
     patches = units.flatten(2)  # (K, C, N)
-    cosines = units.new_empty(len(units), height * width)
-    step = max(1, ROWS * COLUMNS // 2 // len(beside))  # half, because the cosines are written twice
+    cosines = units.new_empty(units.shape[0], height * width)
+    step = max(1, ROWS * COLUMNS // 2 // len(adjacent))  # half, because the cosines are written twice
     with torch.autocast(units.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
         if exporting():
-            parts = [(patches[:, :, some].mT @ patches, beside[some].expand(len(units), -1, -1)) for some in _slices(len(beside), step)]
+            parts = [
+                (patches[:, :, some].mT @ patches, adjacent[some].expand(units.shape[0], -1, -1)) for some in _slices(len(adjacent), step)
+            ]
             cosines = torch.cat([part.scatter(2, near, -1.0).amax(dim=2) for part, near in parts], dim=1)
         else:
             for patch, highest in zip(patches, cosines, strict=True):
                 rows = patch.mT.contiguous()
-                for some in _slices(len(beside), step):
-                    highest[some] = linear(rows[some], rows).scatter_(1, beside[some], -1.0).amax(dim=1)
+                for some in _slices(len(adjacent), step):
+                    highest[some] = linear(rows[some], rows).scatter_(1, adjacent[some], -1.0).amax(dim=1)
     return cosines.view(-1, 1, height, width)
 
 
 def _adjacent(height: int, width: int, reach: int, device: torch.device) -> Tensor:
-    """Return for each position of a grid the indices of those at most `reach` rows and columns away, itself among them: (N, R).
+    """Return the indices of the positions at most `reach` rows and columns from each position of a grid, itself included: (N, R).
 
-    At a border some occur twice.
+    At a border, some occur twice.
     """
     near = torch.arange(-reach, reach + 1, device=device)
     y = (torch.arange(height, device=device)[:, None] + near).clamp(0, height - 1)

@@ -156,7 +156,7 @@ def _clip_of_file(name: str, file: Path, *, image_size: int) -> nn.Module:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leave out the drawing of random weights. Memory that is not written to is not used, and drawing takes seconds."""
+    """Leave out the drawing of random weights, which takes seconds. Pages that are never written take no memory."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

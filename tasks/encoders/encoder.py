@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from changepair.tasks.common.onednn import ClampedConvolution, fuse_gelu, in_onednn, runs_onednn
+from changepair.tasks.common.onednn import fuse_gelu, in_onednn, runs_onednn
 
 Features = list[Tensor]
 """Feature maps, finest first: (B, C, h, w) of queries; (K, C, h, w) of prompts for all queries, or (B, K, C, h, w).
@@ -26,8 +26,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard d
 
 
 AT_ONCE = 2**18
-"""Pixels that a CPU encodes at once, 4 pictures of 256x256. More are no faster, and from 32 MiB the C library returns tensors to the system
-when they are freed."""
+"""Pixels that a CPU encodes at once: 4 pictures of 256x256, or one larger picture. On 1 and 2 cores, more at once are no faster, and the
+packaged encoders' tensors would exceed 32 MiB, from which the C library returns them to the system when they are freed."""
 
 
 class Encoder(Protocol):
@@ -82,7 +82,7 @@ class FrozenEncoder(nn.Module):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), nullcontext() if self._compiles else in_onednn(images):
             if self._compiles or not runs_onednn(images):
                 return self._encoded(images, scales)
-            few = max(1, AT_ONCE // (images.shape[-1] * images.shape[-2]))
+            few = max(1, AT_ONCE // max(1, images.shape[-1] * images.shape[-2]))
             parts = [self._encoded(part, scales) for part in images.split(few)]
             return parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
@@ -203,19 +203,15 @@ def folded(network: nn.Module) -> nn.Module | None:
         return None
     network = copy.deepcopy(network)
     pairs = [
-        (parent, place, conv, name, norm)
+        (parent, conv, name, norm)
         for parent in network.modules()
-        for (place, conv), (name, norm) in pairwise(parent.named_children())
+        for (_name, conv), (name, norm) in pairwise(parent.named_children())
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels
     ]
-    for parent, place, conv, name, norm in pairs:
+    for parent, conv, name, norm in pairs:
         assert norm.running_mean is not None and norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        activation = getattr(norm, "act", None) or nn.Identity()  # of Norm in lite.py, and of timm's BatchNormAct2d
-        if type(conv) is nn.Conv2d and type(activation) is nn.ReLU6:
-            setattr(parent, place, ClampedConvolution(conv, activation))
-            activation = nn.Identity()
-        setattr(parent, name, activation)
+        setattr(parent, name, getattr(norm, "act", None) or nn.Identity())  # of Norm in lite.py, and of timm's BatchNormAct2d
     return network.requires_grad_(False).to(memory_format=torch.channels_last) if pairs else None

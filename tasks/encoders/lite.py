@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from changepair.tasks.encoders.encoder import Features, FrozenEncoder, folded
+from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting, folded
 
 STEM = 32  # channels
 EXPANSION = 6  # channels within a block, as a multiple of those of its input
@@ -44,18 +44,22 @@ STAGES = (
 )
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def same_convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Build a convolution with TensorFlow's padding `SAME`. With stride 1, this padding is symmetric and independent of the size."""
-    make = nn.Conv2d if stride == 1 else StridedConv
-    return make(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    if stride > 1:
+        return StridedConv(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+    return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
 
 
 class StridedConv(nn.Conv2d):
     """A convolution with TensorFlow's padding `SAME`, which adds an odd row or column at the bottom or the right."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        # A row of zeros before the rows of the kernel shifts it, as one row less of padding would. It is faster than to copy the maps.
         height, width = (self._room(size) for size in maps.shape[-2:])
+        if maps.device.type != "cpu" or exporting():
+            maps = F.pad(maps, (width // 2, -(-width // 2), height // 2, -(-height // 2)))
+            return super().forward(maps)
+        # A row of zeros before the rows of the kernel shifts it, as one row less of padding would. It is faster than to copy the maps.
         weight = F.pad(self.weight, (width % 2, 0, height % 2, 0))
         return F.conv2d(maps, weight, self.bias, self.stride, (-(-height // 2), -(-width // 2)), groups=self.groups)
 
@@ -82,9 +86,9 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv_dw = convolution(in_channels, in_channels, kernel, groups=in_channels)
+        self.conv_dw = same_convolution(in_channels, in_channels, kernel, groups=in_channels)
         self.bn1 = Norm(in_channels)
-        self.conv_pw = convolution(in_channels, out_channels, 1)
+        self.conv_pw = same_convolution(in_channels, out_channels, 1)
         self.bn2 = Norm(out_channels, active=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -99,11 +103,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = EXPANSION * in_channels
         self.skips = stride == 1 and in_channels == out_channels
-        self.conv_pw = convolution(in_channels, inner, 1)
+        self.conv_pw = same_convolution(in_channels, inner, 1)
         self.bn1 = Norm(inner)
-        self.conv_dw = convolution(inner, inner, kernel, stride, groups=inner)
+        self.conv_dw = same_convolution(inner, inner, kernel, stride, groups=inner)
         self.bn2 = Norm(inner)
-        self.conv_pwl = convolution(inner, out_channels, 1)
+        self.conv_pwl = same_convolution(inner, out_channels, 1)
         self.bn3 = Norm(out_channels, active=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class Lite(nn.Module):
     def __init__(self, width: float, depth: float) -> None:
         """Build the network. `width` multiplies channels, and `depth` blocks. The weights are random."""
         super().__init__()
-        self.conv_stem = convolution(3, STEM, 3, stride=2)
+        self.conv_stem = same_convolution(3, STEM, 3, stride=2)
         self.bn1 = Norm(STEM)
         for _ in range(2):
             nn.Conv2d(8, 8, 1)  # timm draws weights here for a layer that it discards, see _draw

@@ -90,9 +90,10 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the environment of both sides. PyTorch takes huge pages for large tensors, which changepair sets and anomalib does not."""
+    """Return the environment of both sides. changepair sets huge pages and glibc's limits of freed memory, and anomalib does not."""
+    limits = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
     own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TRUST_REMOTE_CODE": "1"}
-    return {"THP_MEM_ALLOC_ENABLE": "1", **os.environ, **own}
+    return {"THP_MEM_ALLOC_ENABLE": "1", **limits, **os.environ, **own}
 
 
 def compared(name: str, case: Case, peer: str, folder: Path, threads: int, times: int) -> Row:

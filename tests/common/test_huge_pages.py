@@ -31,7 +31,7 @@ def test_a_large_tensor_lies_in_huge_pages_unless_the_environment_forbids_it(var
 
 AGAIN = """
 import resource
-from {package} import common
+from changepair.tasks import common
 import torch
 torch.set_num_threads(1)
 faults = []
@@ -40,15 +40,21 @@ for _ in range(20):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(faults[-1] - faults[4])
 """
+GLIBC = platform.libc_ver()[0] == "glibc"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_a_tensor_takes_the_pages_of_a_freed_one() -> None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-
-    def faults(package: str, **variables: str) -> int:
-        command = [sys.executable, "-c", AGAIN.format(package=package)]
-        return int(subprocess.run(command, env=own | variables, capture_output=True, text=True, check=True).stdout)
-
-    assert faults("changepair.tasks") < 50
-    assert faults("changepair.tasks", MALLOC_MMAP_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0") > 15 * 400  # 512 pages each, as set
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+@pytest.mark.parametrize(
+    ("variables", "again"),
+    [
+        ({}, True),
+        ({"MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": "glibc.rtld.nns=4"}, True),
+        ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}, False),
+    ],
+)
+def test_a_tensor_takes_the_pages_of_a_freed_one(variables: dict[str, str], again: bool) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    own["THP_MEM_ALLOC_ENABLE"] = "0"
+    done = subprocess.run([sys.executable, "-c", AGAIN], env=own | variables, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50 if again else int(done.stdout) > 15 * 400  # of 512 pages each

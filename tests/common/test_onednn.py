@@ -12,7 +12,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from changepair.tasks.common import onednn
-from changepair.tasks.common.onednn import VARIABLE, ClampedConvolution, attention, convolution, fuse_gelu, in_onednn, linear, runs_onednn
+from changepair.tasks.common.onednn import VARIABLE, attention, convolution, fuse_gelu, in_onednn, linear, runs_onednn
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -94,20 +94,9 @@ def test_a_1x1_kernel_is_a_product_of_matrices_if_the_channels_are_last(used: li
         assert layout is not torch.channels_last or found.is_contiguous(memory_format=layout)
     with torch.no_grad():
         grouped = convolution(x, weight[:, :4], bias, groups=2)
+        with pytest.raises(RuntimeError):
+            convolution(x, weight, bias, groups=2)
     assert error(grouped, F.conv2d(x, weight[:, :4], bias, groups=2).double()) < 1e-5
-
-
-@pytest.mark.parametrize("options", [(1,), (3, 2, 1), (3, 1, "same")], ids=str)
-def test_relu6_is_applied_with_the_convolution_before_it(used: list[str], options: tuple[Any, ...]) -> None:
-    layer = nn.Conv2d(8, 16, *options)
-    fused = ClampedConvolution(layer, nn.ReLU6())
-    x = (10 * drawn(2, 8, 13, 11)).contiguous(memory_format=torch.channels_last)
-    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), layer.stride, layer.padding).clamp(0, 6)
-    assert torch.equal(fused(x), F.relu6(layer(x))) and not used  # with gradients
-    with torch.no_grad(), in_onednn(x):
-        found = fused(x)
-    assert bool((exact == 0).any()) and bool((exact == 6).any()) and error(found, exact.detach()) < 1e-4
-    assert bool(used) == (layer.padding != "same")
 
 
 @pytest.mark.parametrize("tokens", [5, 129, 700])  # few; more than FEW_TOKENS; more than ROWS

@@ -164,6 +164,13 @@ def test_a_cpu_encodes_few_large_pictures_at_once(monkeypatch: pytest.MonkeyPatc
     assert len(encoder(images)[0]) == 5 and encoder(images[:0])[0].shape[0] == 0
 
 
+@pytest.mark.parametrize("part", ["conv_stem.weight", "bn1.weight", "blocks.1.0.conv_dw.weight", "blocks.1.0.bn1.bias"])
+def test_a_weight_that_is_not_a_number_shows_in_the_maps(part: str) -> None:
+    encoder = efficientnet_lite("tf_efficientnet_lite0", None)
+    encoder.network.get_parameter(part)[0] = torch.nan
+    assert encoder(torch.rand(1, 3, 64, 64))[-1].isnan().any()
+
+
 @pytest.mark.parametrize("pixels", [6, 33, 64, 97, 250, 255])
 def test_packaged_encoders_accept_any_size(pixels: int) -> None:
     encoder = efficientnet_lite("tf_efficientnet_lite0", None)

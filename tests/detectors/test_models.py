@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -19,6 +20,7 @@ from torch import Tensor
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.onednn import ROWS
 from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors import patches as patches_module
 from changepair.tasks.detectors.detector import Detector, turned, upsample
 from changepair.tasks.detectors.inctrl.model import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
@@ -26,7 +28,7 @@ from changepair.tasks.detectors.metauas.model import FeatureAlignment, MetaUAS, 
 from changepair.tasks.detectors.metauas.prior import MetaUASPlus
 from changepair.tasks.detectors.metauas.prior import build as build_plus
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
-from changepair.tasks.detectors.patches import most_alike, nearest_cosine
+from changepair.tasks.detectors.patches import most_alike, nearest_cosine, nearest_of_rest
 from changepair.tasks.detectors.prompt_query.model import PromptQuery
 from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.residual.patch import PatchResidual, contrasted, foreground_of, smoothed
@@ -876,3 +878,18 @@ def test_the_most_similar_patch_is_found_in_any_number_of_blocks(queries: int, p
                 assert int(place.max()) < prompts - prompts // 2 + prompts % 2
         nearest = nearest_cosine(patches.mT[None, :, :, None], bank.mT[None, :, :, None])
     np.testing.assert_allclose(nearest.flatten(), cosines.max(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (3, 3), (2, 5), (3, 4), (12, 9)], ids=str)
+def test_the_rest_of_a_picture_is_what_is_not_adjacent(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches_module, "ROWS", 8)  # so that a picture takes several blocks
+    monkeypatch.setattr(patches_module, "COLUMNS", 8)
+    units = F.normalize(torch.randn(2, 6, *grid, generator=torch.Generator().manual_seed(0)), dim=1)
+    reach = 1 if max(grid) > 3 else 0
+    expected = np.full((2, 1, *grid), -1.0)
+    places = list(np.ndindex(grid))
+    for picture, (y, x), (row, column) in itertools.product(range(2), places, places):
+        if max(abs(y - row), abs(x - column)) > reach:
+            cosine = float(units[picture, :, y, x].double() @ units[picture, :, row, column].double())
+            expected[picture, 0, y, x] = max(expected[picture, 0, y, x], cosine)
+    assert np.abs(nearest_of_rest(units).numpy() - expected).max() < 1e-6
