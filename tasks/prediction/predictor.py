@@ -273,15 +273,15 @@ class Predictor:
     ) -> Iterator[Tile]:
         """Read pictures ahead, and yield their tiles. waiting: receives each picture with its number, before its tiles."""
 
-        def read(part: Sequence[tuple[int, PictureLike]]) -> list[tuple[int, Picture, list[Tile]]]:
+        def read(part: Sequence[tuple[int, PictureLike]]) -> list[tuple[int, Picture]]:
             given = dict(part)
             found = _each(lambda number: as_picture(given[number], _name(given[number], number), self.prompted.intensity), given, refuse)
-            return [(number, picture, self.cut(picture)) for number, picture in found.items()]
+            return list(found.items())
 
         ahead = max(1, batch_size // self.prompted.grid.tiles)  # pictures, each with all its tiles
-        for number, picture, tiles in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), ahead))):
+        for number, picture in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), ahead))):
             waiting.append((number, picture))
-            yield from tiles
+            yield from self.cut(picture)  # here, because PyTorch would start threads for the reading one, which wait actively
 
     def _seen(self, picture: Picture, box: Box) -> Tensor:
         """Cut a part out of a picture as input of the encoder: 1x3xhxw in [0, 1]."""
