@@ -195,7 +195,8 @@ def write(page: Path, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare changepair with anomalib and faiss.")
-    parser.add_argument("--peer", default=str(ROOT / "build/peers/bin/python"), help="Python interpreter of the environment with anomalib")
+    python = str(ROOT / "build/peers/bin/python")
+    parser.add_argument("--peer", type=os.path.abspath, default=python, help="Python interpreter of the environment with anomalib")
     parser.add_argument(
         "--only", nargs="*", default=[], help=f"words in names of cases (default: all): {', '.join(CASES)}, predict, import"
     )

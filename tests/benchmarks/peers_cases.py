@@ -38,6 +38,7 @@ from peers_work import (
     their_winclip,
     winclip,
     write_pictures,
+    write_weights,
 )
 
 SHOTS = 4
@@ -154,4 +155,6 @@ def serve(name: str, side: str, folder: str, threads: str) -> None:
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
-    {"pictures": write_pictures, "export": export, "inferencer": infer}.get(command, partial(serve, command))(*rest)
+    {"pictures": write_pictures, "weights": write_weights, "export": export, "inferencer": infer}.get(command, partial(serve, command))(
+        *rest
+    )

@@ -6,6 +6,7 @@ anomalib's models are those of `anomalib.models` in evaluation mode. Their weigh
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,12 +36,17 @@ def normalised(images: Any, mean: Any = MEAN, std: Any = STD) -> Any:
 
 
 def weights(folder: Path, name: str) -> Path:
-    """Return a file of random weights of a network. Blocks that start as the identity get larger weights, so that they contribute."""
+    """Return a file of random weights of a network. Another process writes it, because peak memory is measured."""
+    file = folder / f"{name}.pt"
+    if not file.exists():
+        subprocess.run([sys.executable, str(Path(__file__).with_name("peers_cases.py")), "weights", name, str(file)], check=True)
+    return file
+
+
+def write_weights(name: str, file: str) -> None:
+    """Write random weights of a network. Blocks that start as the identity get larger weights, so that they contribute."""
     import torch
 
-    file = folder / f"{name}.pt"
-    if file.exists():
-        return file
     torch.manual_seed(0)
     if name == CLIP:
         import open_clip
@@ -58,7 +64,6 @@ def weights(folder: Path, name: str) -> Path:
             elif key == "pos_embed":  # both sides resize it, in different ways
                 tensor.copy_(tensor[:, :1].expand_as(tensor).clone())
     torch.save(state, file)
-    return file
 
 
 # WinCLIP
