@@ -457,10 +457,10 @@ def test_a_sweep_gives_the_metrics_of_the_pipeline_and_leaves_no_other_file(proj
     before, table = files(), tmp_path / "swept.csv"
     result = run(project, "changepair", "sweep", "small", "patch-residual", "top_share=0,0.5", "self_residual=0,0.6", "--out", str(table))
     assert result.returncode == 0 and files() == before, result.stderr
-    swept = list(csv.DictReader(table.open()))
+    swept = list(csv.DictReader(table.open(encoding="utf-8")))
     assert len({(row["top_share"], row["self_residual"]) for row in swept}) == 4
     set_by_stage = [row for row in swept if row.pop("top_share") == "0" and row.pop("self_residual") == "0"]
-    of_stage = list(csv.DictReader((project / "data/evaluation/small/metrics.csv").open()))
+    of_stage = list(csv.DictReader((project / "data/evaluation/small/metrics.csv").open(encoding="utf-8")))
     assert set_by_stage == [row for row in of_stage if row.pop("detector") == "patch-residual"] != []
     (project / "parts/bricks/train/good/0.png").unlink()
     refused = run(project, "changepair", "sweep", "small", "patch-residual", "top_share=0,0.5")
