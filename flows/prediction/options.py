@@ -44,8 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a pipeline, for detector, prompts and threshold of its current model; <pipeline>/<detector> for another of its detectors; a "
-        "model folder or kit; or the name of a detector (default: robust-residual)",
+        help="a pipeline, for detector, prompts and threshold of its current model; <pipeline>/<detector> for another of its detectors, "
+        "without prompts and threshold; a model folder or kit; or the name of a detector (default: robust-residual)",
     )
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: a folder with model, prompts and threshold")
     parser.add_argument(
