@@ -7,7 +7,7 @@ versions of its prompts can be exported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -34,6 +34,8 @@ CHROMINANCE = (
     *(99,) * 32,
 )
 """Quantisation of JPEG's colour at quality 50 (ITU-T T.81, annex K.2)."""
+TIE = 1 / 512
+"""Added before a coefficient is rounded. Coefficients of grey pictures often lie between two steps; the last bit must not decide."""
 TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
@@ -56,9 +58,25 @@ def versions_of(pictures: Tensor) -> Iterator[Tensor]:
 def _in_small(pictures: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Change pictures at a smaller size, and add the enlarged difference to the unreduced pictures, so that they keep their detail."""
     sides = [round(ENLARGED * side) for side in pictures.shape[-2:]]
-    small = F.interpolate(pictures, size=sides, mode="bilinear", align_corners=False)
+    small = reduced(pictures, sides)
     difference = F.interpolate(change(small) - small, size=tuple(pictures.shape[-2:]), mode="bicubic", align_corners=False)
     return (pictures + difference).clamp(0.0, 1.0)
+
+
+def reduced(pictures: Tensor, sides: Sequence[int]) -> Tensor:
+    """Resize pictures to `sides` (height, width), bilinear, as F.interpolate does, but with the same bits on any number of threads.
+
+    JPEG rounds. Many reduced values lie exactly between two grey levels, so their last bit decides.
+    """
+    for axis, side in ((-2, sides[0]), (-1, sides[1])):
+        length = pictures.shape[axis]
+        places = ((torch.arange(side, dtype=torch.float64) + 0.5) * (length / side) - 0.5).clamp(0, length - 1)
+        low = places.long()
+        weight = (places - low).view(-1, *(1,) * (-1 - axis)).to(pictures)
+        low = low.to(pictures.device)
+        lower, upper = (pictures.index_select(axis, place) for place in (low, (low + 1).clamp_max(length - 1)))
+        pictures = lower * (1.0 - weight) + upper * weight
+    return pictures
 
 
 def shifted(pictures: Tensor, pixels: int) -> Tensor:
@@ -98,7 +116,7 @@ def _quantised(planes: Tensor, table: tuple[int, ...]) -> Tensor:
     """Quantise the cosine transform of each block of planes (B, C, H, W)."""
     basis, steps = _cosines().to(planes), torch.tensor(table).view(BLOCK, BLOCK).to(planes)
     blocks = planes.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK)).transpose(-3, -2)  # (B, C, H/8, W/8, 8, 8)
-    kept = ((basis @ blocks @ basis.mT) / steps).round() * steps
+    kept = ((basis @ blocks @ basis.mT) / steps + (0.5 + TIE)).floor() * steps
     return (basis.mT @ kept @ basis).transpose(-3, -2).flatten(-4, -3).flatten(-2)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from changepair.tasks.detectors.appearance import BLUR, NOISE, blurred, compressed, versions_of
+from changepair.tasks.detectors.appearance import BLUR, NOISE, blurred, compressed, reduced, versions_of
 from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, registration
 from changepair.tasks.detectors.residual.settings import RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
@@ -219,6 +219,37 @@ def test_versions_have_the_stated_strengths() -> None:
     across = versions[8][128]
     offsets = torch.arange(256) - 128
     assert float((across * offsets.square()).sum() / across.sum()) == pytest.approx((256 * BLUR) ** 2, rel=0.05)
+
+
+@pytest.mark.parametrize("side", [64, 300, 256])
+def test_versions_and_scores_are_the_same_on_any_number_of_threads(side: int) -> None:
+    grey = Image.fromarray(skimage.data.gravel()[:side, :side]).resize((256, 256), Image.Resampling.BICUBIC)
+    prompt = torch.from_numpy(np.array(grey)).expand(1, 3, -1, -1).float() / 255
+    query = torch.from_numpy(skimage.data.astronaut()[:256, :256]).permute(2, 0, 1)[None].float() / 255
+    detector = create_detector(RobustResidualSettings(resolution=256))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            with torch.inference_mode():
+                found.append((torch.cat([*versions_of(prompt), *versions_of(query)]), detector.score(query, prompt)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    for versions, score in found[1:]:
+        assert torch.equal(versions, found[0][0])
+        assert torch.allclose(score, found[0][1], rtol=0, atol=1e-6)
+
+
+def test_rounding_errors_do_not_decide_how_grey_pictures_are_compressed() -> None:
+    grey = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 1, 64, 64))).expand(-1, 3, -1, -1).float() / 255
+    assert torch.allclose(compressed(grey).double(), compressed(grey.double()), rtol=0, atol=1e-5)
+
+
+def test_reduced_pictures_equal_those_of_pytorch() -> None:
+    seen = pictures(2)[..., :90]
+    for sides in ([60, 56], [SIDE, 33], [7, 90]):
+        expected = torch.nn.functional.interpolate(seen, size=sides, mode="bilinear", align_corners=False)
+        assert torch.allclose(reduced(seen, sides), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [128, 80])
