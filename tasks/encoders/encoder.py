@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from changepair.tasks.common.onednn import fuse_gelu, in_onednn, runs_onednn
+from changepair.tasks.common.onednn import fuse_gelu, in_onednn
 
 Features = list[Tensor]
 """Feature maps, finest first: (B, C, h, w) of queries; (K, C, h, w) of prompts for all queries, or (B, K, C, h, w).
@@ -80,7 +80,7 @@ class FrozenEncoder(nn.Module):
         """Encode images (B, 3, H, W) in [0, 1]. With `first`, return the maps of the first scale only."""
         scales = self.scales[:1] if first else self.scales
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), nullcontext() if self._compiles else in_onednn(images):
-            if self._compiles or not runs_onednn(images):
+            if self._compiles or images.device.type != "cpu" or torch.compiler.is_compiling():
                 return self._encoded(images, scales)
             few = max(1, AT_ONCE // max(1, images.shape[-1] * images.shape[-2]))
             parts = [self._encoded(part, scales) for part in images.split(few)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,15 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture(autouse=True)
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Choose oneDNN on any processor."""
+    monkeypatch.setenv(VARIABLE, "1")
+    onednn._works.cache_clear()
+    yield
+    onednn._works.cache_clear()
 
 
 @pytest.fixture
@@ -43,12 +53,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "0")
     onednn._works.cache_clear()
     onednn._works()  # cached, so that its product is not counted
-    yield
-    onednn._works.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(7, 48), (3, 5, 384), (1, 1), (600, 1536)], ids=str)
@@ -226,6 +234,21 @@ def test_the_variable_switches_to_pytorchs_products(used: list[str], plain: None
     with torch.no_grad():
         assert not runs_onednn(x)
         assert torch.equal(linear(x, weight), F.linear(x, weight)) and not used
+
+
+@pytest.mark.parametrize(("vendor", "faster"), [("AuthenticAMD", True), ("GenuineIntel", False), ("ARM", False)])
+def test_without_the_variable_the_vendor_of_the_processor_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vendor: str, faster: bool
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n", encoding="utf-8")
+    monkeypatch.delenv(VARIABLE)
+    for report in (cpuinfo, tmp_path / "none"):  # the second as on Windows
+        monkeypatch.setattr(onednn, "CPUINFO", report)
+        monkeypatch.setattr("platform.processor", lambda: f"Family 25 Model 1, {vendor}")
+        onednn._works.cache_clear()
+        with torch.no_grad():
+            assert runs_onednn(drawn(5, 4)) == faster
 
 
 @pytest.mark.parametrize("missing", ["_linear_pointwise", "_convolution_pointwise"])

@@ -34,7 +34,8 @@ SIDE = 64
 def plain(patches: Tensor, size: int) -> list[int]:
     """Algorithm 1 of PatchCore in float64, one patch at a time, by Euclidean distance. It starts with the patch farthest from the mean."""
     points = patches.double().numpy()
-    order = [int(np.argmin(points @ points.mean(axis=0)))]
+    cosines = points @ points.mean(axis=0)
+    order = [int(np.flatnonzero(cosines <= cosines.min() + 1e-6)[0])]
     while len(order) < size:
         far = cdist(points, points[order]).min(axis=1)
         far[order] = -1.0

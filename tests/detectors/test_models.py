@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.onednn import ROWS
+from changepair.tasks.common.onednn import ROWS, VARIABLE, _works
 from changepair.tasks.common.tensors import read_tensors
 from changepair.tasks.detectors import patches as patches_module
 from changepair.tasks.detectors.detector import Detector, turned, upsample
@@ -519,22 +519,27 @@ def test_pictures_on_disk_are_encoded_as_given(encoder: FrozenEncoder, layout: P
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(features, expected, strict=True))
 
 
-def test_soft_alignment_never_holds_the_matrix_and_hard_little_of_it() -> None:
-    """In training, the kernel for a large matrix is one that does not write it out. Otherwise, at most ROWS rows are held at once."""
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_soft_alignment_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch, onednn: str, layout: torch.memory_format) -> None:
+    """In training, and without oneDNN, the kernel does not write the matrix out. Otherwise, at most ROWS rows are held at once."""
+    monkeypatch.setenv(VARIABLE, onednn)
+    _works.cache_clear()
     module = FeatureAlignment(8)
-    for query, prompts in (
-        (torch.randn(2, 8, 30, 30), torch.randn(2, 1, 8, 30, 30)),
-        (torch.randn(2, 8, 30, 30), torch.randn(3, 8, 30, 30)),
-    ):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            with torch.profiler.profile() as profile:
-                module(query.contiguous(memory_format=layout), prompts)
-            kernels = {event.name for event in profile.events()}
-            assert any("flash_attention" in name for name in kernels) and not any("softmax" in name for name in kernels)
-            with torch.profiler.profile(record_shapes=True) as profile, torch.inference_mode():
-                module(query.contiguous(memory_format=layout), prompts)
+    query = torch.randn(2, 8, 30, 30).contiguous(memory_format=layout)
+    for prompts in (torch.randn(2, 1, 8, 30, 30), torch.randn(3, 8, 30, 30)):
+        for inference in (False, True):
+            with torch.profiler.profile(record_shapes=True) as profile, torch.inference_mode(inference):
+                module(query, prompts)
             shapes = [event.input_shapes[0] for event in profile.events() if "_softmax" in event.name]
-            assert shapes and all(rows <= ROWS and columns == 900 for rows, columns in shapes)
+            if inference and onednn == "1":
+                assert shapes and all(rows <= ROWS and columns == 900 for rows, columns in shapes)
+            else:
+                assert not shapes and any("flash_attention" in event.name for event in profile.events())
+    _works.cache_clear()
+
+
+def test_hard_alignment_takes_the_most_similar_position() -> None:
     asked, offered, values = torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 8)
     assert torch.equal(hard(asked, offered, values), values[0, 0][(asked @ offered.mT)[0, 0].argmax(dim=1)][None, None])
 

@@ -10,6 +10,7 @@ from changepair.tasks.common.onednn import linear
 from changepair.tasks.detectors.patches import nearest_cosine
 from changepair.tasks.encoders.encoder import Features
 
+TIE = 1e-6  # difference of cosines up to which the first patch counts; the mean of two patches is equally far from both
 CANDIDATES = 512  # patches that one pass over all patches compares with each other
 
 
@@ -43,7 +44,8 @@ def coreset(patches: Tensor, size: int) -> Tensor:
 
 
 def _coreset(patches: Tensor, size: int) -> Tensor:
-    order = [int((patches @ patches.mean(dim=0)).argmin())]
+    cosines = patches @ patches.mean(dim=0)
+    order = [int((cosines <= cosines.amin() + TIE).int().argmax())]
     highest = _highest(patches, order)
     while len(order) < size:
         lowest = highest.topk(min(CANDIDATES + 1, len(patches)), largest=False)
