@@ -41,7 +41,7 @@ class Synthesize(Stage):
             {f"{folder}/kinds.csv": {**bars, "x": "pairs", "y": "kind", "title": "pairs by kind"}},
             {f"{folder}/changed_area.csv": {"x": "changed_area", "y": "pairs", "title": "changed area, share of the query"}},
             {f"{folder}/drops.csv": {**bars, "x": "draws", "y": "reason", "title": "dropped draws by reason"}},
-            *(f"{folder}/{kind}.png" for kind, share in self.synthesis.kinds.items() if share > 0),
+            *(f"{folder}/{kind}.png" for kind in self.synthesis.kind_shares),
         ]
 
 

@@ -16,6 +16,7 @@ TILE, GAP = 128, 4  # pixels: the side of a picture, and the gap around it
 ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for text above a picture, for text left of a row, and between two rows side by side
 SIZE, LEADING = 12, 18  # pixels: font size, and distance between lines of text
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
+OTHER_MARK, NEAR = (0, 230, 230), 110  # the mark on pictures whose mean colour is within this distance of MARK
 CALM = (60, 110, 220)  # colour of map values that normal pictures reach
 WARM = (0.62, 0.97)  # range of the colour map turbo for greater values, from yellow to dark red
 STEPS = 256  # steps of the colour scale up to the value that normal pictures reach; there are as many above
@@ -94,7 +95,9 @@ def outlined(picture: Picture, mask: Mask) -> Picture:
 
 
 def tinted(picture: Picture, mask: Mask) -> Picture:
-    """Tint the masked region in a copy of a picture."""
+    """Tint the masked region in a copy of a picture: red, or cyan if the region is red."""
     drawn = picture.copy()
-    drawn[mask] = (0.5 * drawn[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
+    if mask.any():
+        reddish = np.linalg.norm(picture[mask].mean(axis=0) - MARK) < NEAR
+        drawn[mask] = (0.5 * drawn[mask] + 0.5 * np.array(OTHER_MARK if reddish else MARK)).astype(np.uint8)
     return drawn

@@ -20,9 +20,11 @@ from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.ingestion.objects.table import box_of
 from changepair.tasks.synthesis.augmentation import three_random
+from changepair.tasks.synthesis.defects.drawing import Defect, Severity
+from changepair.tasks.synthesis.defects.registry import DEFECTS
 from changepair.tasks.synthesis.objects import Dropped, ObjectCutout, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
-from changepair.tasks.synthesis.settings import METHODS, PAINTED, ChangeKind, SynthesisSettings
+from changepair.tasks.synthesis.settings import DRAWN, GROUPS, METHODS, PAINTED, ChangeKind, SynthesisSettings
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ MOST_CROPS = 30  # draws of two crops until they show one texture
 SCALES = 4
 LIKE_MEAN, LIKE_ENERGY = 28.0, 0.5  # levels of 255, and natural logarithm of a factor
 UNCHANGED: tuple[ChangeKind, ...] = ("distractor", "none")
+WITHOUT_MASK = frozenset([*UNCHANGED, *GROUPS["global"]])
 
 
 def no_change(materials: Materials, rng: np.random.Generator) -> Change:
@@ -139,6 +142,15 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
     photo, prompt, query, apart = _places(materials, rng)
     artefact = _artefact(materials, photo, rng)
     return Change(photo, prompt, artefact.on(query), artefact.mask, apart)
+
+
+def drawn_defect(materials: Materials, rng: np.random.Generator, *, draw: Defect) -> Change:
+    """Draw a defect into one crop or, in a share of the draws, into one of two crops of a texture."""
+    photo, prompt, query, apart = _places(materials, rng)
+    defects = materials.settings.defects
+    size, contrast = (float(np.exp(rng.uniform(*np.log(span)))) for span in (defects.size, defects.contrast))
+    changed, mask = draw(query, Severity(size, contrast), rng)
+    return Change(photo, prompt, changed, mask, apart)
 
 
 @dataclass(frozen=True)
@@ -264,6 +276,7 @@ PASTED_IN, PASTED_AWAY = partial(appeared, pasted_is_query=True), partial(appear
 WAYS: tuple[Way, ...] = (
     *(APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change),
     *(PASTED_IN, PASTED_AWAY),
+    *(partial(drawn_defect, draw=DEFECTS[kind]) for kind, method in METHODS if method == DRAWN),
 )
 
 

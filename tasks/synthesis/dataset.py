@@ -24,18 +24,28 @@ class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     `folder` holds pairs.parquet and its shards; it is local or a URL such as s3://bucket/pairs. `resolution` is the side in pixels, and
     None keeps the size of the pairs. Pictures are resized bicubically, masks by nearest neighbour. `held_out` True selects the pairs to
-    measure on, False those to train on, and None all. `rows` selects rows of pairs.parquet instead. Raises BadInput if the index is
-    missing.
+    measure on, False those to train on, and None all. `masked` leaves out the pairs whose whole picture has changed, because they have no
+    mask. `rows` selects rows of pairs.parquet instead. Raises BadInput if the index is missing.
 
         loader = DataLoader(ChangePairs("data/pairs/quickstart", 256), batch_size=8, shuffle=True)
     """
 
     def __init__(
-        self, folder: str | Path, resolution: int | None = None, *, held_out: bool | None = None, rows: Sequence[PairRow] | None = None
+        self,
+        folder: str | Path,
+        resolution: int | None = None,
+        *,
+        held_out: bool | None = None,
+        masked: bool = False,
+        rows: Sequence[PairRow] | None = None,
     ) -> None:
         self.folder = place_of(folder)
         selected = read_index(self.folder) if rows is None else rows
-        self.rows = [row for row in selected if held_out is None or row.held_out == held_out]
+        self.rows = [
+            row
+            for row in selected
+            if (held_out is None or row.held_out == held_out) and not (masked and row.changed and not row.changed_area)
+        ]
         self.resolution = resolution
         self._shards: dict[str, ShardReader] = {}  # opened on first use, so that each worker process opens its own
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.inpainting.inpainter import Inpainter
 from changepair.tasks.synthesis.augmentation import jitter, make_of, shown, small_affine, warp_mask, warp_picture, without_colour
-from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted
+from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, WITHOUT_MASK, Change, Materials, Recipe, Repaint, painted
 from changepair.tasks.synthesis.objects import Dropped
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import Drop, Pair
@@ -33,6 +33,7 @@ class Maker:
     materials: Materials
     inpainter: Inpainter | None
     drops: Counter[Drop] = field(default_factory=Counter)
+    given_up: Counter[Recipe] = field(default_factory=Counter)  # pairs that another recipe made, by the recipe that failed
     held_out: bool = False  # whether the materials are those of the held-out pairs
 
     @property
@@ -47,10 +48,14 @@ class Maker:
         for group in groups(recipes, self.settings.inpainting.batch_size):
             yield from self._group(group, recipes)
 
-    def _group(self, group: Sequence[int], recipes: dict[int, Recipe]) -> list[Pair]:
-        """Make the pairs of a group. All are drawn, those to be painted are painted in one batch, and dropped ones are drawn again."""
+    def _group(self, group: Sequence[int], recipes: Mapping[int, Recipe], failed: frozenset[Recipe] = frozenset()) -> list[Pair]:
+        """Make the pairs of a group. All are drawn, those to be painted are painted in one batch, and dropped ones are drawn again.
+
+        A pair that still fails after MOST_DRAWS is made by another recipe than the `failed` ones.
+        """
         pairs: dict[int, Pair] = {}
-        for draw in range(MOST_DRAWS):
+        first = len(failed) * MOST_DRAWS
+        for draw in range(first, first + MOST_DRAWS):
             waiting = [number for number in group if number not in pairs]
             if not waiting:
                 break
@@ -64,15 +69,28 @@ class Maker:
                 with self._counted(recipes[number]):
                     change = painted(answer, answers[number], self.settings) if isinstance(answer, Repaint) else answer
                     pairs[number] = self._pair(number, draw, recipes[number], change, rngs[number])
-        missing = next((recipes[number] for number in group if number not in pairs), None)
-        if missing is not None:
-            reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (missing.kind, missing.method)})
-            counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-            raise BadInput(
-                f"synthesis: {MOST_DRAWS} draws of a pair of kind {missing.kind!r} failed: {counted}; "
-                "widen synthesis.changed_area or synthesis.objects, or set the kind's share in synthesis.kinds to 0"
-            )
+        for used in dict.fromkeys(recipes[number] for number in group if number not in pairs):
+            without = failed | {used}
+            others = {one: self._other(one, without) for one in group if one not in pairs and recipes[one] is used}
+            self.given_up[used] += len(others)
+            for part in groups(others, self.settings.inpainting.batch_size):
+                pairs |= {pair.index: pair for pair in self._group(part, others, without)}
         return [pairs[number] for number in group]
+
+    def _other(self, number: int, failed: frozenset[Recipe]) -> Recipe:
+        """Draw another recipe for a pair. Raises BadInput if all recipes that have a share have failed."""
+        if all(used in failed for used, share in zip(RECIPES, self.settings.shares, strict=True) if share > 0):
+            raise self.impossible(min(failed, key=RECIPES.index))
+        return recipe(self.settings, number, failed)
+
+    def impossible(self, used: Recipe) -> BadInput:
+        """Return the error for a kind that cannot be made, with the reasons of its dropped draws."""
+        reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (used.kind, used.method)})
+        counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        return BadInput(
+            f"synthesis: {MOST_DRAWS} draws of a pair of kind {used.kind!r} failed: {counted}; "
+            "widen synthesis.changed_area or synthesis.objects, or set the kind's share in synthesis.kinds to 0"
+        )
 
     @contextmanager
     def _counted(self, recipe_: Recipe) -> Iterator[None]:
@@ -107,7 +125,7 @@ class Maker:
         if rng.random() < augmentation.grey:
             prompt, query = without_colour(prompt), without_colour(query)
         low, high = self.settings.changed_area
-        if recipe_.kind not in UNCHANGED and not low <= mask.mean() <= high:
+        if recipe_.kind not in WITHOUT_MASK and not low <= mask.mean() <= high:
             raise Dropped("change too small" if mask.mean() < low else "change too large")
         return Pair(
             index=number,
@@ -118,18 +136,21 @@ class Maker:
             query=make_of(jitter(warp_picture(query, to_query), augmentation, rng), augmentation, rng),
             prompt=make_of(jitter(warp_picture(prompt, to_prompt), augmentation, rng), augmentation, rng),
             mask=mask,
+            changed=recipe_.kind not in UNCHANGED,
             swapped=swapped,
             held_out=self.held_out,
         )
 
 
-def recipe(settings: SynthesisSettings, number: int) -> Recipe:
-    """Draw how pair `number` is made, by the shares of the kinds."""
-    chances: NDArray[np.float64] = np.cumsum(settings.shares)
-    return RECIPES[int(np.searchsorted(chances / chances[-1], generator(settings.seed, "kind", number).random(), side="right"))]
+def recipe(settings: SynthesisSettings, number: int, failed: frozenset[Recipe] = frozenset()) -> Recipe:
+    """Draw how pair `number` is made, by the shares of the kinds. It is drawn again, without the recipes that have failed."""
+    shares = [0.0 if one in failed else share for one, share in zip(RECIPES, settings.shares, strict=True)]
+    chances: NDArray[np.float64] = np.cumsum(shares)
+    rng = generator(settings.seed, "kind", number, *([len(failed)] if failed else []))
+    return RECIPES[int(np.searchsorted(chances / chances[-1], rng.random(), side="right"))]
 
 
-def groups(recipes: dict[int, Recipe], batch_size: int) -> Iterator[list[int]]:
+def groups(recipes: Mapping[int, Recipe], batch_size: int) -> Iterator[list[int]]:
     """Split the numbers into groups that each have one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
     group: list[int] = []
     painted_ones = 0

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from changepair.tasks.common.bounds import STRICT, Between, FileName
 from changepair.tasks.inpainting.settings import RepaintingSettings
 
-ChangeKind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
+ObjectKind = Literal["appearance", "disappearance", "exchange"]
+LocalKind = Literal[
+    "local.scratch",
+    "local.crack",
+    "local.fibre",
+    "local.fold",
+    "local.missing-thread",
+    "local.doubled-thread",
+    "local.stain",
+    "local.spill",
+    "local.pit",
+    "local.dent",
+    "local.dust",
+    "local.corrosion",
+    "local.discolouration",
+    "local.defocus",
+    "local.overexposure",
+    "local.smear",
+    "local.burr",
+    "local.chip",
+    "local.missing-print",
+    "local.shifted-print",
+]
+"""Local defects, drawn by tasks/synthesis/defects."""
+GlobalKind = Literal["global.colour", "global.contrast", "global.weave", "global.focus"]
+"""Changes of the whole picture. They have no mask."""
+ChangeKind = Literal[ObjectKind, "local-region", "distractor", "none", LocalKind, GlobalKind]
+Group = Literal["object", "local", "global"]
+GROUPS: Mapping[str, tuple[ChangeKind, ...]] = {
+    "object": get_args(ObjectKind),
+    "local": get_args(LocalKind),
+    "global": get_args(GlobalKind),
+}
+"""Kinds that share the share of a group evenly."""
 Share = Annotated[float, Between(0, 1)]
 PAINTED = "inpainted"  # the method of the pairs that an inpainting model paints
+DRAWN = "drawn"  # the method of the defects
 METHODS: tuple[tuple[ChangeKind, str], ...] = (
     ("appearance", PAINTED),
     ("disappearance", PAINTED),
@@ -22,6 +57,7 @@ METHODS: tuple[tuple[ChangeKind, str], ...] = (
     ("none", "unchanged"),
     ("appearance", "pasted"),
     ("disappearance", "pasted"),
+    *((kind, DRAWN) for kind in (*get_args(LocalKind), *get_args(GlobalKind))),
 )
 """List the methods for each kind of change. A pair's number draws one of them by its position here."""
 
@@ -75,6 +111,18 @@ class ObjectSettings:
 
 
 @dataclass(frozen=True)
+class DefectSettings:
+    """Settings of the defects of the groups `local` and `global`. Both ranges are drawn from on a logarithmic scale."""
+
+    __pydantic_config__ = STRICT
+
+    size: Annotated[tuple[float, float], Between(0.01, 1)] = (0.06, 0.5)
+    """Smallest and largest extent of a local defect, as a share of the picture's side: the length of a scratch, the diameter of a stain."""
+    contrast: Annotated[tuple[float, float], Between(0.02, 1)] = (0.12, 0.6)
+    """Smallest and largest difference of a defect from the picture, as a share of the range of levels."""
+
+
+@dataclass(frozen=True)
 class SynthesisSettings:
     """Settings of the change pairs: how many, of which kinds, and how prompt and query differ."""
 
@@ -88,7 +136,7 @@ class SynthesisSettings:
     """Pairs in a shard. One worker makes a shard, and a killed run keeps its complete shards."""
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Side in pixels of query, prompt and mask."""
-    kinds: dict[ChangeKind, Share] = field(
+    kinds: dict[ChangeKind | Group, Share] = field(
         default_factory=lambda: {
             "appearance": 0.11,
             "disappearance": 0.11,
@@ -99,7 +147,9 @@ class SynthesisSettings:
         }
     )
     """Shares of the kinds of change; they sum to 1. The MetaUAS paper mixes object-level and local-region changes about half and half. A
-    `distractor` puts the same artefact into prompt and query, so that nothing has changed."""
+    `distractor` puts the same artefact into prompt and query, so that nothing has changed. The groups `object`, `local` and `global` give
+    each of their kinds the same share. The kinds of `global` change the whole picture. They have no mask, so only detectors that learn from
+    image labels use them."""
     swapped: Share = 0.5
     """Share of the pairs in which prompt and query change roles, among those that show one place. With 0, the artefact would always be in
     the query, and a detector could find it without the prompt."""
@@ -118,6 +168,8 @@ class SynthesisSettings:
     """Smallest and largest side of the square cut from a source picture, as shares of its shorter side."""
     changed_area: Annotated[tuple[float, float], Between(0, 1)] = (0.002, 0.5)
     """Smallest and largest share of the query that a change may cover. Draws outside it are dropped and drawn again."""
+    defects: DefectSettings = DefectSettings()
+    """Settings of the size and contrast of the defects of `local` and `global`."""
     objects: ObjectSettings = ObjectSettings()
     """Settings of the objects that change."""
     inpainting: RepaintingSettings = RepaintingSettings()
@@ -128,9 +180,21 @@ class SynthesisSettings:
     def __post_init__(self) -> None:
         if abs(sum(self.kinds.values()) - 1.0) > 1e-6:
             raise ValueError(f"kinds: shares that sum to 1, not {sum(self.kinds.values()):g}")
-        for name, (low, high) in (("crop", self.crop), ("changed_area", self.changed_area), ("objects.area", self.objects.area)):
+        ranges = {"crop": self.crop, "changed_area": self.changed_area, "objects.area": self.objects.area}
+        ranges |= {"defects.size": self.defects.size, "defects.contrast": self.defects.contrast}
+        for name, (low, high) in ranges.items():
             if low > high:
                 raise ValueError(f"{name}: the smaller one first, not ({low:g}, {high:g})")
+
+    @property
+    def kind_shares(self) -> dict[ChangeKind, float]:
+        """Share of each kind that has one, with the shares of groups divided among their kinds."""
+        shares = dict[ChangeKind, float]()
+        for name, share in self.kinds.items():
+            members = GROUPS.get(name, (cast(ChangeKind, name),))
+            for kind in members if share > 0 else ():
+                shares[kind] = shares.get(kind, 0.0) + share / len(members)
+        return shares
 
     @property
     def repaints(self) -> list[ChangeKind]:
@@ -144,5 +208,6 @@ class SynthesisSettings:
         within |= {("distractor", method): 0.5 for method in ("perlin", "pasted")}
         for kind in ("appearance", "disappearance"):
             within |= {(kind, PAINTED): 1 - self.pasted, (kind, "pasted"): self.pasted}
-        asked = [self.kinds.get(kind, 0.0) * within.get((kind, method), 1.0) for kind, method in METHODS]
+        shares = self.kind_shares
+        asked = [shares.get(kind, 0.0) * within.get((kind, method), 1.0) for kind, method in METHODS]
         return [share / sum(asked) for share in asked]

@@ -30,11 +30,12 @@ class PairRow:
     key: str  # name of the sample in its shard
     shard: str  # file name, next to the index
     kind: str
-    method: str  # inpainted, pasted, perlin or unchanged
+    method: str  # inpainted, pasted, perlin, drawn or unchanged
     source: str  # path of the photograph
     seed: int
     index: int  # seed, index and draw determine the pair
     draw: Int32  # number of earlier draws that were dropped
+    changed: bool  # whether prompt and query differ; a change of the whole picture has no changed area
     changed_area: float  # share of the query, 0 to 1
     swapped: bool  # whether prompt and query changed roles
     held_out: bool  # for measuring; its photographs are in no other pairs
@@ -46,12 +47,13 @@ class Pair:
 
     index: int
     kind: str
-    method: str  # inpainted, pasted, perlin or unchanged
+    method: str  # inpainted, pasted, perlin, drawn or unchanged
     source: str  # path of the photograph
     draw: int  # number of earlier draws that were dropped
     query: Picture
     prompt: Picture
     mask: Mask
+    changed: bool = True
     swapped: bool = False
     held_out: bool = False
 
@@ -72,9 +74,8 @@ def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
         for pair in pairs:
             key, area = f"{pair.index:08d}", float(pair.mask.mean())
-            row = PairRow(
-                key, path.name, pair.kind, pair.method, pair.source, seed, pair.index, pair.draw, area, pair.swapped, pair.held_out
-            )
+            origin = (pair.kind, pair.method, pair.source, seed, pair.index, pair.draw)
+            row = PairRow(key, path.name, *origin, pair.changed, area, pair.swapped, pair.held_out)
             sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
             shard.write({"__key__": row.key, **sample, "json": json.dumps(asdict(row), sort_keys=True).encode()})
             rows.append(row)

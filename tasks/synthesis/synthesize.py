@@ -92,7 +92,10 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 
 
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: ShardsFolder) -> int:
-    """Make shard `number`, with the same bytes on any machine. Return the number of its pairs."""
+    """Make shard `number`, with the same bytes on any machine. Return the number of its pairs.
+
+    Raises BadInput if a kind cannot be made at all. This is judged by the first shard.
+    """
     cv2.setNumThreads(1)  # several shards are made at once, which uses the cores
     inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
     makers = [maker(settings, inputs.files, inpainter, held_out=held_out) for held_out in (False, True)]
@@ -101,6 +104,11 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: S
     border = min(max(first, settings.pairs - math.ceil(settings.held_out * settings.pairs)), last)
     pairs = chain.from_iterable(maker.make(part) for maker, part in zip(makers, (range(first, border), range(border, last)), strict=True))
     rows = write_shard(work.shard(number), pairs, settings.seed)
+    if number == 0:
+        for one in makers:
+            failed = [used for used in one.given_up if used.kind not in {row.kind for row in rows}]
+            if failed:
+                raise one.impossible(failed[0])
     drops = [[*drop, count] for drop, count in sorted((makers[0].drops + makers[1].drops).items())]
     write_text(work.record(number), json.dumps({"rows": [asdict(row) for row in rows], "drops": drops}))
     return len(rows)
@@ -169,7 +177,9 @@ def _write_overview(folder: Path, rows: Sequence[PairRow], drops: Mapping[Drop, 
         of_kind = [row for row in rows if row.kind == kind]
         # from every method of the kind
         methods = sorted({row.method for row in of_kind})
-        chosen = [row for method in methods for row in [row for row in of_kind if row.method == method][: PAIRS_A_KIND // len(methods)]]
+        by_method = ([row for row in of_kind if row.method == method] for method in methods)
+        # Pairs whose roles are not swapped come first, so that an appearance shows an object that appears.
+        chosen = [row for own in by_method for row in sorted(own, key=lambda row: row.swapped)[: max(1, PAIRS_A_KIND // len(methods))]]
         contact_sheet([_line(folder, row) for row in chosen], PAIRS_A_LINE).save(overview / f"{kind}.png", "PNG")
     counts = Counter(f"{row.kind}, {row.method}" for row in rows)
     reasons = {f"{drop.kind}, {drop.method}: {drop.reason}": count for drop, count in sorted(drops.items())}
@@ -189,4 +199,4 @@ def _line(folder: Path, row: PairRow) -> SheetRow:
     prompt, query, mask = (open_image(file).convert("RGB") for file in files)
     overlay = Image.fromarray(tinted(np.asarray(query), np.asarray(mask.convert("L")) > 0))
     tiles = [np.asarray(tile.resize((TILE, TILE), Image.Resampling.BILINEAR)) for tile in (prompt, query, mask, overlay)]
-    return SheetRow(tiles, (f"{row.method}: {PARTS[0]}", *PARTS[1:]))
+    return SheetRow(tiles, (PARTS[0], f"query ({row.method}{', swapped' if row.swapped else ''})", *PARTS[2:]))

@@ -109,7 +109,7 @@ def train_on_pairs(
 ) -> Trained:
     """Train on change pairs. See tasks/training/loop.py::fit."""
     resolution = settings.resolution or blueprint.settings.resolution
-    training, measured = (ChangePairs(examples.path, resolution, held_out=held_out) for held_out in (False, True))
+    training, measured = (ChangePairs(examples.path, resolution, held_out=held_out, masked=True) for held_out in (False, True))
     set_seed(settings.seed)
     model, identity = blueprint.build(settings.init)
     encoded = _encoded((training, measured), model, places.checkpoints, places.room if settings.epochs > 1 else 0)

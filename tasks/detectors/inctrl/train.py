@@ -51,7 +51,7 @@ class PairEvidence:
         self, folder: Path, rows: Sequence[PairRow], resolution: int, views: Sequence[int] = (1,), apart: AugmentationSettings | None = None
     ) -> None:
         """Open the pairs. Each pair draws its number of views from `views`. `apart` sets how far the views differ."""
-        self.labels = [int(row.changed_area > 0) for row in rows]
+        self.labels = [int(row.changed) for row in rows]
         self.swapped = torch.tensor([row.swapped for row in rows])
         self.pairs = ChangePairs(folder, resolution, rows=rows)
         self.views = views
