@@ -10,8 +10,9 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ from changepair.tasks.packaged.inpainting import write_packaged
 from changepair.tasks.synthesis.changes import Materials
 from changepair.tasks.synthesis.objects import Objects
 from changepair.tasks.synthesis.pair import Maker
-from changepair.tasks.synthesis.settings import ChangeKind, ObjectSettings, SynthesisSettings
+from changepair.tasks.synthesis.settings import AugmentationSettings, ChangeKind, GlobalKind, LocalKind, ObjectSettings, SynthesisSettings
 from changepair.tasks.synthesis.shards import Pair
 
 PAGES = Path(__file__).parent / "pages"
@@ -244,10 +245,20 @@ def pairs() -> Image.Image:
     return sheet([[*left, *right] for left, right in zip(triples[::2], triples[1::2], strict=True)])
 
 
-def pairs_of(kind: ChangeKind, numbers: Sequence[int]) -> list[Pair]:
+def defects(kinds: Sequence[ChangeKind]) -> Image.Image:
+    """Five queries of each kind, without a change of geometry or light. The change is outlined if the kind has a mask."""
+    rows = []
+    for kind in kinds:
+        still = {"augmentation": AugmentationSettings(rotation=0, shift=0, zoom=0, shear=0, light=0, hue=0), "swapped": 0.0, "apart": 0.0}
+        shown = [outlined(pair.query, ndimage.binary_dilation(pair.mask, iterations=2)) for pair in pairs_of(kind, range(5), **still)]
+        rows.append([Tile(picture, kind if not column else "") for column, picture in enumerate(shown)])
+    return sheet(rows).quantize(256)  # a third of the bytes
+
+
+def pairs_of(kind: ChangeKind, numbers: Sequence[int], **options: Any) -> list[Pair]:
     """Make pairs of a kind from the packaged photographs, by the packaged inpainting model."""
     cv2.setNumThreads(1)
-    settings = SynthesisSettings(kinds={kind: 1.0}, regenerated=0.0, objects=ObjectSettings(area=(0.02, 0.2)))
+    settings = SynthesisSettings(kinds={kind: 1.0}, regenerated=0.0, objects=ObjectSettings(area=(0.02, 0.2)), **options)
     photographs = Photographs(
         sorted(str(file) for file in (dataset("sample-photos") / "train/good").glob("*.png")), settings.crop, settings.resolution
     )
@@ -435,6 +446,10 @@ SET_BY, NEW = 199, 200  # normal pictures
 PICTURES: dict[str, Callable[[], Image.Image]] = {
     "pipeline": pipeline,
     "pairs": pairs,
+    "defects-1": partial(defects, get_args(LocalKind)[:6]),
+    "defects-2": partial(defects, get_args(LocalKind)[6:16]),
+    "defects-3": partial(defects, get_args(LocalKind)[16:]),
+    "defects-4": partial(defects, get_args(GlobalKind)),
     "quickstart": quickstart,
     "failures": failures,
     "false-alarms": false_alarms,

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
@@ -60,6 +58,7 @@ class Repaint:
 Way = Callable[[Materials, np.random.Generator], Change | Repaint]
 
 MOST_TRANSPARENT = 0.8  # beta in DRAEM, uniform in [0, 0.8]
+MOST_DEFECTS = 10  # draws of a defect into one crop
 MOST_NOISES = 50  # draws of a noise until the size of its region is within the settings
 SOFT_EDGE = 0.7  # blur in pixels of a pasted object's edge
 MOST_CROPS = 30  # draws of two crops until they show one texture
@@ -100,16 +99,21 @@ def same_texture(one: Picture, other: Picture) -> bool:
 
 
 def _alike(parts: list[Picture]) -> bool:
-    means, energies = (np.stack(column) for column in zip(*map(_energies, parts), strict=True))
-    return bool(np.ptp(means, axis=0).max() < LIKE_MEAN and np.ptp(energies, axis=0).max() < LIKE_ENERGY)
+    """Compare the means of the channels, and the log of the root mean square of differences of blurs, scale by scale.
 
-
-def _energies(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean of each channel, and the log of the root mean square of differences of blurs, by scale."""
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    blurs = [grey, *(cv2.GaussianBlur(grey, (0, 0), 2.0**scale) for scale in range(SCALES))]
-    bands = [fine - coarse for fine, coarse in pairwise(blurs)]
-    return np.array(cv2.mean(picture)[:3]), np.array([np.log(np.sqrt((band**2).mean()) + 1.0) for band in bands])
+    Most comparisons fail early, and blurs of later scales take most of the time.
+    """
+    if np.ptp([cv2.mean(part)[:3] for part in parts], axis=0).max() >= LIKE_MEAN:
+        return False
+    greys = [cv2.cvtColor(part, cv2.COLOR_RGB2GRAY).astype(np.float32) for part in parts]
+    fine = greys
+    for scale in range(SCALES):
+        coarse = [cv2.GaussianBlur(grey, (0, 0), 2.0**scale) for grey in greys]
+        energies = [np.log(np.sqrt(((a - b) ** 2).mean()) + 1.0) for a, b in zip(fine, coarse, strict=True)]
+        if np.ptp(energies) >= LIKE_ENERGY:
+            return False
+        fine = coarse
+    return True
 
 
 def _nothing(picture: Picture) -> Mask:
@@ -145,12 +149,23 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def drawn_defect(materials: Materials, rng: np.random.Generator, *, draw: Defect) -> Change:
-    """Draw a defect into one crop or, in a share of the draws, into one of two crops of a texture."""
+    """Draw a defect into one crop or, in a share of the draws, into one of two crops of a texture.
+
+    It is drawn again until its area is within the settings. Raises Dropped if all draws fail.
+    """
     photo, prompt, query, apart = _places(materials, rng)
-    defects = materials.settings.defects
-    size, contrast = (float(np.exp(rng.uniform(*np.log(span)))) for span in (defects.size, defects.contrast))
-    changed, mask = draw(query, Severity(size, contrast), rng)
-    return Change(photo, prompt, changed, mask, apart)
+    defects, (low, high) = materials.settings.defects, materials.settings.changed_area
+    reason = "no defect within changed_area"
+    for _draw in range(MOST_DEFECTS):
+        size, contrast = (float(np.exp(rng.uniform(*np.log(span)))) for span in (defects.size, defects.contrast))
+        try:
+            changed, mask = draw(query, Severity(size, contrast), rng)
+        except Dropped as dropped:
+            reason = str(dropped)
+            continue
+        if not mask.any() or low <= mask.mean() <= high:
+            return Change(photo, prompt, changed, mask, apart)
+    raise Dropped(reason)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ def train_on_pairs(
     """Train on change pairs. See tasks/training/loop.py::fit."""
     resolution = settings.resolution or blueprint.settings.resolution
     training, measured = (ChangePairs(examples.path, resolution, held_out=held_out, masked=True) for held_out in (False, True))
+    if not len(training):
+        raise BadInput(f"{examples.path}: no pair has a mask to train on; give synthesis.kinds kinds outside of the group global")
     set_seed(settings.seed)
     model, identity = blueprint.build(settings.init)
     encoded = _encoded((training, measured), model, places.checkpoints, places.room if settings.epochs > 1 else 0)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import plain_draem
@@ -30,10 +32,11 @@ from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
 from changepair.tasks.synthesis.changes import Materials
 from changepair.tasks.synthesis.objects import Objects
 from changepair.tasks.synthesis.pair import Maker
-from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.settings import GlobalKind, LocalKind, SynthesisSettings
 
 pytestmark = pytest.mark.bench
 FASTER = 10  # than plain NumPy, at least
+SLOWEST = 15  # pairs a second of a local kind
 RUNS = 5
 MOST_MORE_MEMORY = 100  # MiB
 LINEAR = 0.15  # how far the time a pair may move from 1,000 to 20,000
@@ -94,6 +97,24 @@ def test_local_region_pairs_against_plain_numpy(files: EpisodeFiles, one_core: N
     print(f"\nlocal-region pairs at 256x256 on one core, medians of {RUNS}: {ours_ms:.1f} ms a pair, plain NumPy {plain_ms:.1f} ms:")
     print(f"{ratio:.1f} times faster (at least {FASTER})")
     assert ratio >= FASTER
+
+
+def _made(ours: Maker, numbers: range) -> int:
+    return len(list(ours.make(numbers)))
+
+
+def test_throughput_of_each_local_kind(files: EpisodeFiles, one_core: None) -> None:
+    """Whole pairs: crops of cached photographs, the defect, geometry and light. PNGs and shards are not included."""
+    print(f"\npairs at 256x256 on one core, medians of {RUNS}:")
+    slow = {}
+    for kind in ("local-region", *get_args(LocalKind), *get_args(GlobalKind)):
+        ours = maker(files, SynthesisSettings(resolution=256, kinds={kind: 1.0}))
+        list(ours.make(range(20)))
+        runs = (range(1000 * run, 1000 * run + 40) for run in range(1, RUNS + 1))
+        rate = 1 / statistics.median(a_pair(partial(_made, ours, numbers)) for numbers in runs)
+        print(f"| `{kind}` | {rate:.0f} |")
+        slow |= {kind: rate} if rate < SLOWEST else {}
+    assert not slow
 
 
 MAKE_SHARDS = """

@@ -40,7 +40,7 @@ OTHER_SETS = {
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "MKL_CBWR": "COMPATIBLE",
     "OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX",
-    "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
 }
 """What keeps each library from the instructions that older machines lack."""
 
