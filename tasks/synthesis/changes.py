@@ -264,8 +264,13 @@ def appeared(materials: Materials, rng: np.random.Generator, *, pasted_is_query:
 
 
 def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
-    """Return the change that the inpainting model's answer makes. Raises Dropped if the region is unchanged."""
+    """Return the change that the inpainting model's answer makes. Raises Dropped if the region, or its features, are unchanged."""
     after, mask = only_the_change(repaint.picture, answer, repaint.region, settings)
+    if settings.inpainting.verified:
+        from changepair.tasks.synthesis.verified import verified  # imports torch and an encoder
+
+        mask = verified(repaint.picture, answer, repaint.region, mask)
+        after = np.where(mask[..., None], after, repaint.picture)
     prompt, query = (repaint.picture, after) if repaint.painted_is_query else (after, repaint.picture)
     return Change(repaint.photo, prompt, query, mask)
 

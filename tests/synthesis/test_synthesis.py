@@ -31,7 +31,7 @@ from changepair.tasks.common.files import sha256
 from changepair.tasks.common.photographs import Box, Photographs
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.common.sheets import tinted
+from changepair.tasks.common.sheets import MARK, tinted
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.episodes import read_pictures
@@ -633,6 +633,9 @@ def test_an_overlay_tints_the_mask_alone() -> None:
     picture, mask = np.full((4, 4, 3), 100, dtype=np.uint8), np.eye(4, dtype=bool)
     overlay = tinted(picture, mask)
     assert (overlay[~mask] == 100).all() and (overlay[mask] == (165, 70, 80)).all()
+    red = np.full((4, 4, 3), MARK, dtype=np.uint8)
+    assert np.abs(tinted(red, mask)[mask].astype(int) - MARK).max() > 90  # visible on its own colour
+    assert (tinted(red, np.zeros((4, 4), dtype=bool)) == red).all()
 
 
 def test_painting_gives_a_change_or_nothing() -> None:
