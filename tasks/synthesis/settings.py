@@ -36,7 +36,7 @@ LocalKind = Literal[
 GlobalKind = Literal["global.colour", "global.contrast", "global.weave", "global.focus"]
 """Changes of the whole picture. They have no mask."""
 ChangeKind = Literal[ObjectKind, "local-region", "distractor", "none", LocalKind, GlobalKind]
-Group = Literal["object", "local", "global"]
+KindOrGroup = Literal[ChangeKind, "object", "local", "global"]
 GROUPS: Mapping[str, tuple[ChangeKind, ...]] = {
     "object": get_args(ObjectKind),
     "local": get_args(LocalKind),
@@ -136,7 +136,7 @@ class SynthesisSettings:
     """Pairs in a shard. One worker makes a shard, and a killed run keeps its complete shards."""
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Side in pixels of query, prompt and mask."""
-    kinds: dict[ChangeKind | Group, Share] = field(
+    kinds: dict[KindOrGroup, Share] = field(
         default_factory=lambda: {
             "appearance": 0.11,
             "disappearance": 0.11,
