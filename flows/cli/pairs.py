@@ -203,10 +203,11 @@ def show_stats(what: str, sample: int, scored: int, json_file: Path | None, csv_
     console = Console()
     console.print(printed(f"{pairs.folder}: {len(pairs.rows)} pairs", measured))
     every = measured[-1]
-    if every.position is not None:
-        console.print(f"position of {every.sampled} masks, shares of a 3 x 3 grid:", highlight=False)
-        for row in range(3):
-            console.print("  " + "  ".join(f"{share:6.1%}" for share in every.position[3 * row : 3 * row + 3]), highlight=False)
+    if every.position is not None and every.coverage is not None:
+        console.print(f"position and coverage of {every.sampled} masks, in a 3 x 3 grid:", highlight=False)
+        for row in (slice(0, 3), slice(3, 6), slice(6, 9)):
+            cells = ["  ".join(f"{share:6.1%}" for share in shares[row]) for shares in (every.position, every.coverage)]
+            console.print(f"  {cells[0]}    |  {cells[1]}", highlight=False)
     for name, about in ABOUT.items():
         console.print(f"{name}: {about}", soft_wrap=True, highlight=False)
 

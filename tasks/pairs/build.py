@@ -218,10 +218,12 @@ def _make(
             future.result()
             report(done)
             stopping.check("build of pairs")
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(active_children()) - others:
             process.terminate()
+        if isinstance(error, BadInput):
+            raise BadInput(f"{error}; with this command, --kinds sets the shares") from error
         raise
     finally:
         pool.shutdown()

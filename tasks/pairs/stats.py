@@ -25,7 +25,9 @@ ALL = "all"
 DETECTOR = "patch-residual"
 ABOUT = {
     "changed_area": "quantiles of the share of the query that the mask covers, of all pairs with a mask",
-    "position": f"share of the masks whose centre of mass lies in each cell of a {CELLS} x {CELLS} grid, from the top left",
+    "position": f"share of the masks whose centre of mass lies in each cell of a {CELLS} x {CELLS} grid, from the top left; the centre of "
+    "scattered regions is often in the middle",
+    "coverage": "share of a mask's pixels in each cell of the same grid, mean over the masks",
     "contrast": f"difference between the mean colour of the query inside the mask and in a ring around it ({RING:.0%} of the side wide), "
     "absolute, mean over the three channels, in levels of 255; a change of texture that keeps the mean colour has a low contrast",
     "difficulty": f"mean residual of the detector {DETECTOR} inside the mask and outside of it, with the pair's prompt as the only prompt; "
@@ -45,7 +47,8 @@ class Measured:
     masked: int  # pairs with a mask
     changed_area: tuple[float, ...] | None  # at QUANTILES
     sampled: int  # pairs with a mask whose positions and contrasts are measured
-    position: tuple[float, ...] | None  # 9 shares, row by row
+    position: tuple[float, ...] | None  # shares of masks in 9 cells, row by row
+    coverage: tuple[float, ...] | None  # shares of the masks' pixels in 9 cells
     contrast: tuple[float, ...] | None  # at QUANTILES, in levels of 255
     scored: int  # pairs with a mask that the detector has scored
     residual_inside: float | None  # median over pairs, 0 to 1
@@ -57,7 +60,8 @@ class Measured:
 class Look:
     """Position and contrast of one pair's change. `contrast` is None if the mask leaves no ring."""
 
-    cell: int
+    cell: int  # that of the centre of mass
+    coverage: NDArray[np.float64]  # share of the mask in each cell
     contrast: float | None
 
 
@@ -97,6 +101,7 @@ def _measured(
         _quantiles(areas),
         len(own),
         None if cells is None else tuple(cells.tolist()),
+        tuple(np.mean([look.coverage for look in own], axis=0).tolist()) if own else None,
         _quantiles(contrasts),
         len(scored),
         float(np.median([inside for inside, _ in scored])) if scored else None,
@@ -119,7 +124,8 @@ def look_at(query: Picture, prompt: Picture, mask: Mask) -> Look:
     contrast = None
     if ring.any():
         contrast = float(np.abs(query[mask].mean(axis=0, dtype=np.float64) - query[ring].mean(axis=0, dtype=np.float64)).mean())
-    return Look(row * CELLS + column, contrast)
+    cells = rows * CELLS // mask.shape[0] * CELLS + columns * CELLS // mask.shape[1]
+    return Look(row * CELLS + column, np.bincount(cells, minlength=CELLS**2) / len(cells), contrast)
 
 
 def ring_around(mask: Mask) -> Mask:

@@ -62,9 +62,12 @@ def test_counts_areas_and_positions_are_those_of_the_pictures(small_pairs: Path)
     assert region.changed_area == pytest.approx(tuple(np.quantile([mask.mean() for mask in masks], QUANTILES)))
     cells = np.zeros((CELLS, CELLS))
     for mask in masks:
-        row, column = ndimage.center_of_mass(np.pad(mask, 0))
+        row, column = ndimage.center_of_mass(mask)
         cells[int((row + 0.5) / 64 * CELLS), int((column + 0.5) / 64 * CELLS)] += 1 / len(masks)
     assert region.position == pytest.approx(tuple(cells.ravel()))
+    bands = [[(index * 3) // 64 == band for index in range(64)] for band in range(CELLS)]
+    coverage = [np.mean([mask[rows][:, columns].sum() / mask.sum() for mask in masks]) for rows in bands for columns in bands]
+    assert region.coverage == pytest.approx(tuple(coverage))
     assert (region.residual_inside, region.residual_outside, region.seen) == (0.25, 0.5, 0.0)
     none = measured["none", "unchanged"]
     assert none.pairs and none.masked == none.sampled == none.scored == 0
@@ -112,4 +115,4 @@ def test_the_command_prints_a_table_and_writes_the_same_numbers(
         if one["changed_area"] is not None:
             assert f"{one['changed_area'][2]:.4f}" == line["area_50"] and f"{one['changed_area'][2]:.1%}" in told
             assert f"{one['contrast'][2]:.1f}" == line["contrast_50"] and line["contrast_50"] in told
-    assert set(content["definitions"]) == {"changed_area", "position", "contrast", "difficulty"}
+    assert set(content["definitions"]) == {"changed_area", "position", "coverage", "contrast", "difficulty"}
