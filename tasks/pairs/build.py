@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from changepair.tasks.common import stopping
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import sha256, write_text
 from changepair.tasks.common.fingerprint import ROOT, code_of
 from changepair.tasks.common.places import is_remote
@@ -131,10 +131,9 @@ def _refuse(photographs: Path, out: Path, settings: SynthesisSettings) -> None:
 
 def _refuse_other(out: Path, about: Mapping[str, Any]) -> None:
     """Raise BadInput if `out` is not the complete result of this build."""
-    file = out / BUILD_NAME
-    if not file.is_file():
+    old = read_build(out)
+    if old is None:
         raise BadInput(f"{out}: exists and is no build of pairs; name a folder that does not exist")
-    old = json.loads(file.read_text(encoding="utf-8"))
     if old != about:
         changed = [key for key in about if old.get(key) != about[key] and key != "fingerprint"]
         raise BadInput(f"{out}: exists and is another build, with other {', '.join(changed)}; name a folder that does not exist")
@@ -243,7 +242,13 @@ def _shard(settings: SynthesisSettings, inputs: Any, number: int, shards: Any) -
 def read_build(folder: Path) -> dict[str, Any] | None:
     """Read build.json of a folder of pairs. Return None if a pipeline has made the pairs."""
     file = folder / BUILD_NAME
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{file}: is no JSON ({in_short(error)}); copy or make the pairs again") from error
+    return about
 
 
 def hashes(folder: Path, shards: list[str]) -> dict[str, str]:
