@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from changepair.tasks.common.errors import BadInput
+    from changepair.tasks.pairs.sampler import PairSampler
     from changepair.tasks.prediction.kit import Kit
     from changepair.tasks.prediction.models import list_detectors, load_detector
     from changepair.tasks.prediction.predictor import Predictor
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["BadInput", "ChangePairs", "Kit", "Predictor", "__version__", "list_detectors", "load_detector"]
+__all__ = ["BadInput", "ChangePairs", "Kit", "PairSampler", "Predictor", "__version__", "list_detectors", "load_detector"]
 
 _MODULES = {
     "BadInput": "common.errors",
     "ChangePairs": "synthesis.dataset",
     "Kit": "prediction.kit",
+    "PairSampler": "pairs.sampler",
     "Predictor": "prediction.predictor",
     "list_detectors": "prediction.models",
     "load_detector": "prediction.models",

@@ -140,6 +140,16 @@ def polite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture(scope="session")
+def small_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished pairs, made by `changepair pairs build`. Not to be changed."""
+    from finished import build_small, photographs_in
+
+    top = tmp_path_factory.mktemp("small")
+    build_small(photographs_in(top / "pictures"), top / "pairs")
+    return top / "pairs"
+
+
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
     return make_layout(tmp_path / "parts")

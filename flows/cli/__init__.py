@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-GROUPS = ("use", "pipelines", "data", "models", "monitoring", "operations")
+GROUPS = ("use", "pipelines", "data", "pairs", "models", "monitoring", "operations")
 """Modules of the groups, in the order of the help."""
 USE = ("predict", "demo", "api", "export")
 """Commands of the group `use`. They import this group only, which saves a third of a second."""

@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     importing.set_defaults(run=lambda arguments: import_model(arguments.detector, arguments.checkpoint, arguments.out))
     weights = commands.add_parser("weights", help="List or download the weights of encoder presets")
     weights.add_argument("action", choices=("list", "fetch"), help="list what is on this machine, or fetch a preset")
-    weights.add_argument("preset", nargs="?", choices=PRESETS, metavar="PRESET", help=f"preset to fetch: {', '.join(PRESETS)}")
+    weights.add_argument("preset", nargs="?", choices=[*PRESETS], metavar="PRESET", help=f"preset to fetch: {', '.join(PRESETS)}")
     weights.add_argument("--to", type=Path, metavar="FOLDER", help="folder to write to; `list` also looks there")
     weights.add_argument("--mirror", metavar="URL", help="hub to download from; the default is HF_ENDPOINT, or the Hugging Face Hub")
     weights.set_defaults(run=_weights)

@@ -32,6 +32,7 @@ def page() -> str:
 
 
 def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the section of a command, then those of its subcommands."""
     yield f"### changepair {name}\n"
     yield f"{_escaped(command.description or '')}\n"
     shape = cast(Any, command.formatter_class)(prog=command.prog, width=WIDTH)
@@ -40,13 +41,17 @@ def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     rows = [
         (_names(action), shape._expand_help(action) if action.help else "")
         for action in command._actions
-        if action.help != argparse.SUPPRESS and action.dest != "help"
+        if not isinstance(action, argparse._SubParsersAction) and action.help != argparse.SUPPRESS and action.dest != "help"
     ]
     if rows:
         yield "| argument | description |\n|---|---|"
         yield from (f"| `{names}` | {_escaped(about)} |" for names, about in rows)
         yield ""
     yield from _epilog(command.epilog or "")
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner, subcommand in action.choices.items():
+                yield from _command(f"{name} {inner}", subcommand)
 
 
 def _names(action: argparse.Action) -> str:
