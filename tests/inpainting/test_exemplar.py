@@ -28,7 +28,7 @@ from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSe
 
 OTHER_SETS = {
     "OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,FP16,FMA3,AVX",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 X86_V3",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
     "OPENBLAS_CORETYPE": "Prescott",
     "OMP_NUM_THREADS": "2",
 }
