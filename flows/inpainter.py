@@ -11,7 +11,7 @@ from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, INPAINTERS
 from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
 from changepair.flows.stage import Input, OfPipeline, Output, Stage, loss_plot, stage_flow
-from changepair.tasks.inpainting.settings import NONE, OWN, PACKAGED, InpainterSettings
+from changepair.tasks.inpainting.settings import NAMED, OWN, PACKAGED, InpainterSettings
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.training.log import LOG_NAME
 
@@ -39,7 +39,7 @@ class Inpaint(Stage):
 def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Inpaint]:
     model = pipeline.inpainter.model
     sources = EpisodeFiles.of(EPISODES, name).sources if model == OWN else None
-    weights = model if model not in (OWN, NONE, PACKAGED) and Path(model).is_dir() else None
+    weights = model if model not in NAMED and Path(model).is_dir() else None
     yield Inpaint(name, sources, weights, pipeline.inpainter, INPAINTERS / name)
 
 

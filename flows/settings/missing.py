@@ -13,7 +13,7 @@ from changepair.tasks.detectors.registry import DETECTORS, kind_of
 from changepair.tasks.encoders.folder import cached_address, offline_file
 from changepair.tasks.encoders.presets import PRESETS, command_for, preset_of
 from changepair.tasks.encoders.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
-from changepair.tasks.inpainting.settings import NONE, OWN
+from changepair.tasks.inpainting.settings import NAMED, OWN
 
 STEPS_A_SECOND = 3.8
 """Training speed of the inpainting model with its default settings on two cores, in steps per second."""
@@ -30,7 +30,7 @@ def costs(pipeline: Pipeline) -> list[str]:
     own = pipeline.inpainter
     if own.model != OWN:
         return []
-    hint = "set model: packaged to skip training"
+    hint = "set model: packaged or exemplar to skip training"
     if not pipeline.synthesis.repaints:
         hint = "set model: none, because no change kind in synthesis.kinds repaints"
     minutes = own.steps / STEPS_A_SECOND / 60
@@ -112,7 +112,7 @@ def _on_this_machine(encoder: EncoderSettings) -> bool:
 
 def _inpainter(pipeline: Pipeline) -> Iterator[str]:
     model = pipeline.inpainter.model
-    if model not in (OWN, NONE, PACKAGED) and not Path(model).is_dir() and model not in _cached():
+    if model not in NAMED and not Path(model).is_dir() and model not in _cached():
         yield f"inpainting model {model}: diffusers {FETCHED}"
 
 

@@ -362,6 +362,6 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
     if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":
         yield (
             f"inpainter.model: must not be 'none': {', '.join(pipeline.synthesis.repaints)} in synthesis.kinds need an inpainting model; "
-            "set 'packaged', 'own', a hub id or a folder"
+            "set 'packaged', 'exemplar', 'own', a hub id or a folder"
         )
     return

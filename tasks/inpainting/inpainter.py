@@ -17,7 +17,7 @@ from torch import Tensor
 from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import content_of, written_beside
-from changepair.tasks.inpainting.settings import NONE, OWN, PACKAGED, InpainterSettings, RepaintingSettings
+from changepair.tasks.inpainting.settings import EXEMPLAR, NAMED, NONE, OWN, PACKAGED, InpainterSettings, RepaintingSettings
 
 CHOICE_NAME = "inpainter.json"
 PIPELINE_NAME = "pipeline"
@@ -39,7 +39,7 @@ def write_choice(folder: Path, settings: InpainterSettings) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     choice: dict[str, Any] = {"model": settings.model, "revision": settings.revision}
-    content = content_of(settings.model) if settings.model not in (OWN, PACKAGED, NONE) else None
+    content = content_of(settings.model) if settings.model not in NAMED else None
     if content is not None:
         choice["sha256"] = content
     with written_beside(folder / CHOICE_NAME) as partial:
@@ -52,11 +52,15 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
     file = folder / CHOICE_NAME
     if not file.is_file():
         raise BadInput(f"{file}: no such file; the inpainter stage writes it, so run `dvc repro` first")
-    from diffusers.utils.logging import disable_progress_bar
-
     choice = json.loads(file.read_text(encoding="utf-8"))
     if choice["model"] == NONE:
         raise BadInput(f"{file}: names no inpainting model, but synthesis.kinds needs one; set inpainter.model in pipelines.yaml")
+    if choice["model"] == EXEMPLAR:
+        from changepair.tasks.inpainting.exemplar import Exemplar
+
+        return Exemplar()
+    from diffusers.utils.logging import disable_progress_bar
+
     device = best_device()
     disable_progress_bar()  # loading would show one in every process
     if choice["model"] in (OWN, PACKAGED):

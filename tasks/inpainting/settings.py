@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from changepair.tasks.common.bounds import STRICT, Between, FileName
 
-OWN, PACKAGED, NONE = "own", "packaged", "none"
+OWN, PACKAGED, EXEMPLAR, NONE = "own", "packaged", "exemplar", "none"
+NAMED = (OWN, PACKAGED, EXEMPLAR, NONE)  # names that are no folder and no hub id
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class InpainterSettings:
     __pydantic_config__ = STRICT
 
     model: Annotated[str, FileName()] = OWN
-    """Model that repaints regions. `own` is trained on the pipeline's sources. `packaged` is a trained one in this package. `none` is for
-    pipelines whose kinds of change repaint nothing. Otherwise, the hub id or folder of an inpainting pipeline of diffusers."""
+    """Model that repaints regions. `own` is trained on the pipeline's sources. `packaged` is a trained one in this package. `exemplar`
+    needs no weights: it copies patches from the surroundings. `none` is for pipelines whose kinds of change repaint nothing. Otherwise, the
+    hub id or folder of an inpainting pipeline of diffusers."""
     revision: str | None = None
     """Commit of a hub id. Set it so that pairs can be reproduced."""
     seed: Annotated[int, Between(0, None)] = 0

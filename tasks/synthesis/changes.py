@@ -18,11 +18,12 @@ from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.ingestion.objects.table import box_of
 from changepair.tasks.synthesis.augmentation import three_random
+from changepair.tasks.synthesis.blending import inner, poisson_blend
 from changepair.tasks.synthesis.defects.drawing import Defect, Severity
 from changepair.tasks.synthesis.defects.registry import DEFECTS
 from changepair.tasks.synthesis.objects import Dropped, ObjectCutout, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
-from changepair.tasks.synthesis.settings import DRAWN, GROUPS, METHODS, PAINTED, ChangeKind, SynthesisSettings
+from changepair.tasks.synthesis.settings import DRAWN, GROUPS, METHODS, PAINTED, Blend, ChangeKind, SynthesisSettings
 
 
 @dataclass(frozen=True)
@@ -227,13 +228,19 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
     top, bottom, left, right = box_of(place.mask)
     factor = rng.uniform(0.9, 1.25, size=2)
     height, width = max(round((bottom - top) * factor[0]), 2), max(round((right - left) * factor[1]), 2)
-    query, shape = pasted(place.picture, other, (left + right - width) // 2, (top + bottom - height) // 2, width, height)
+    blend = materials.settings.objects.blend
+    query, shape = pasted(place.picture, other, (left + right - width) // 2, (top + bottom - height) // 2, width, height, blend)
     query, mask = only_the_change(place.picture, query, shape, materials.settings)
     return Change(place.photo, place.picture, query, mask)
 
 
-def pasted(picture: Picture, other: ObjectCutout, left: int, top: int, width: int, height: int) -> tuple[Picture, Mask]:
-    """Paste an object into a box of a picture (H, W, 3), with a soft edge. Return the picture, and the mask (H, W) of what was touched."""
+def pasted(
+    picture: Picture, other: ObjectCutout, left: int, top: int, width: int, height: int, blend: Blend = "soft"
+) -> tuple[Picture, Mask]:
+    """Paste an object into a box of a picture (H, W, 3). Return the picture, and the mask (H, W) of what was touched.
+
+    The box may reach over the border. The edge is soft, or the object is blended by Poisson's equation.
+    """
     high, low, near, far = box_of(other.mask)
     size, box = (width, height), (near, high, far, low)
     opacity = Image.fromarray(other.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR, box=box)
@@ -241,6 +248,9 @@ def pasted(picture: Picture, other: ObjectCutout, left: int, top: int, width: in
     layer, shape = Image.fromarray(picture.copy()), Image.new("L", picture.shape[1::-1])
     layer.paste(pixels, (left, top))
     shape.paste(opacity, (left, top))
+    if blend != "soft":
+        region = inner(np.asarray(shape) > 127, top, left, height, width)
+        return poisson_blend(picture, np.asarray(layer), region, mixed=blend == "mixed"), region
     shape = shape.filter(ImageFilter.GaussianBlur(SOFT_EDGE))
     return np.asarray(Image.composite(layer, Image.fromarray(picture), shape)), np.asarray(shape) > 0
 
@@ -258,7 +268,7 @@ def appeared(materials: Materials, rng: np.random.Generator, *, pasted_is_query:
     scale = side * np.sqrt(np.exp(rng.uniform(np.log(max(low, 1e-3)), np.log(high))) / ((bottom - top) * (right - left)))
     height, width = (min(max(round(length * scale), 2), side) for length in (bottom - top, right - left))
     corner = int(rng.integers(side - width + 1)), int(rng.integers(side - height + 1))
-    after, shape = pasted(picture, other, *corner, width, height)
+    after, shape = pasted(picture, other, *corner, width, height, materials.settings.objects.blend)
     after, mask = only_the_change(picture, after, shape, materials.settings)
     return Change(photo, picture, after, mask) if pasted_is_query else Change(photo, after, picture, mask)
 

@@ -44,6 +44,7 @@ GROUPS: Mapping[str, tuple[ChangeKind, ...]] = {
 }
 """Kinds that share the share of a group evenly."""
 Share = Annotated[float, Between(0, 1)]
+Blend = Literal["soft", "poisson", "mixed"]
 PAINTED = "inpainted"  # the method of the pairs that an inpainting model paints
 DRAWN = "drawn"  # the method of the defects
 METHODS: tuple[tuple[ChangeKind, str], ...] = (
@@ -108,6 +109,9 @@ class ObjectSettings:
     """Whether objects that the border cuts may be used."""
     margin: Annotated[float, Between(0, 0.2)] = 0.02
     """Margin around an object that is painted away with it, as a share of the square's side. It covers the blurred edge and the shadow."""
+    blend: Blend = "soft"
+    """How a pasted object is joined to the picture. `soft` keeps its colours and blurs its edge. `poisson` adapts its colours to those
+    around it (Perez et al., SIGGRAPH 2003). `mixed` does so too, and lets the picture's detail show through."""
 
 
 @dataclass(frozen=True)

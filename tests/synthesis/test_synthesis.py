@@ -252,7 +252,7 @@ def test_an_object_keeps_its_proportions_and_its_box_is_within_the_area(inputs: 
         with suppress(Dropped):
             appeared(of, generator(number, "appeared"), pasted_is_query=True)
     assert len({box[:2] for box in shapes}) > 30
-    for left, top, width, height in shapes:
+    for left, top, width, height, _blend in shapes:
         assert 0 <= left <= 64 - width and 0 <= top <= 64 - height
         assert 0.015 < width * height / 64**2 < 0.115 and abs(width / height - 1.5) < 0.2
 
