@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_inputs
 from inpaintings import asked
 from scipy.spatial.distance import cdist
 
+from changepair.flows.inpainter import declare
+from changepair.flows.settings import missing
+from changepair.flows.settings.pipelines import Datasets, read_pipelines
+from changepair.tasks.common.files import sha256
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.inpainting import exemplar
@@ -25,6 +30,8 @@ from changepair.tasks.inpainting.exemplar import Exemplar, filled_hole
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.residual import hole
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.synthesize import make_shard, start
 
 OTHER_SETS = {
     "OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,FP16,FMA3,AVX",
@@ -154,3 +161,26 @@ def test_the_same_bytes_under_other_instruction_sets_and_numbers_of_threads() ->
     assert answer.stdout.split()[-1] == bytes_of()
     picture, mask = astronaut(160)
     assert (filled_hole(picture, mask, seed=5) != filled_hole(picture, mask, seed=6)).any()
+
+
+def test_objects_are_painted_away_without_a_trained_model(layout: Path, tmp_path: Path) -> None:
+    write_choice(tmp_path / "model", InpainterSettings(model="exemplar"))
+    inputs = make_inputs(layout, tmp_path / "model")
+    repainting = RepaintingSettings(least_difference=0.03, least_changed=0.2)  # the pictures are textures, so a fill changes little
+    chosen = SynthesisSettings(pairs=6, pairs_per_shard=6, resolution=64, kinds={"disappearance": 1.0}, inpainting=repainting)
+    hashes = []
+    for batch in (2, 6):
+        chosen = replace(chosen, inpainting=replace(repainting, batch_size=batch))
+        work, numbers = start(chosen, inputs, tmp_path / f"work-{batch}")
+        assert [make_shard(chosen, inputs, number, work) for number in numbers] == [6]
+        hashes.append(sha256(work.shard(0)))
+    assert hashes[0] == hashes[1]
+
+
+def test_the_stage_trains_nothing_and_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart = read_pipelines(ROOT / "pipelines.yaml").pipelines["quickstart"]
+    pipeline = quickstart.model_copy(update={"inpainter": InpainterSettings(model="exemplar")})
+    [stage] = declare("mine", pipeline, Datasets())
+    assert stage.sources is None and stage.weights is None
+    monkeypatch.setattr(missing, "_cached", set)
+    assert not list(missing._inpainter(pipeline)) and not missing.costs(pipeline)
