@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -214,11 +215,11 @@ def show_stats(what: str, sample: int, scored: int, json_file: Path | None, csv_
 
 def printed(title: str, measured: Sequence[Measured]) -> Table:
     """Return the table for the terminal, with medians. It fits into 80 characters."""
-    table = Table(
-        title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="area, contrast and residuals: medians", caption_justify="left"
-    )
+    caption = f"area, contrast and residuals: medians; residuals of {measured[-1].scored} pairs"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    methods = Counter(one.kind for one in measured)
     table.add_column("kind, method", overflow="fold")
-    for name in ("pairs", "masked", "area", "contrast", "scored", "inside", "outside", "seen"):
+    for name in ("pairs", "masked", "area", "contrast", "inside", "outside", "seen"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in measured:
         middle = [None if values is None else values[len(values) // 2] for values in (one.changed_area, one.contrast)]
@@ -226,8 +227,8 @@ def printed(title: str, measured: Sequence[Measured]) -> Table:
         area, contrast, inside, outside, seen = (
             "" if value is None else format(value, form) for value, form in zip(numbers, (".1%", ".1f", ".3f", ".3f", ".0%"), strict=True)
         )
-        name = f"{one.kind}, {one.method}" if one.kind != one.method else one.kind
-        table.add_row(name, str(one.pairs), str(one.masked), area, contrast, str(one.scored), inside, outside, seen)
+        name = f"{one.kind}, {one.method}" if methods[one.kind] > 1 else one.kind
+        table.add_row(name, str(one.pairs), str(one.masked), area, contrast, inside, outside, seen)
     return table
 
 
