@@ -21,6 +21,7 @@ from changepair.flows.running.places import CODE, EPISODES, PAIRS
 from changepair.flows.settings.reader import parse
 from changepair.flows.stage import settings_file
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_url, place_of
 
 if TYPE_CHECKING:
     from changepair.tasks.pairs.card import Provenance
@@ -49,22 +50,22 @@ def add(commands: Commands) -> None:
     stats.add_argument("pairs", help=WHAT)
     stats.add_argument("--sample", type=int, default=1000, metavar="N", help="masks to measure positions and contrast on (default: 1000)")
     stats.add_argument("--scored", type=int, default=100, metavar="N", help="masks to measure difficulty on; 0 for none (default: 100)")
-    stats.add_argument("--json", type=Path, metavar="FILE", help="file for all measurements, with their definitions")
-    stats.add_argument("--csv", type=Path, metavar="FILE", help="file for the table")
+    stats.add_argument("--json", type=local, metavar="FILE", help="file for all measurements, with their definitions")
+    stats.add_argument("--csv", type=local, metavar="FILE", help="file for the table")
     stats.set_defaults(run=lambda one: show_stats(one.pairs, one.sample, one.scored, one.json, one.csv))
     show = actions.add_parser("show", help="Draw a contact sheet of pairs by kind")
     show.add_argument("pairs", help=WHAT)
     show.add_argument("--kind", action="append", default=[], metavar="KIND", help="kind to draw; repeatable (default: every kind)")
     show.add_argument("--count", type=int, default=3, metavar="N", help="pairs of each kind (default: 3)")
-    show.add_argument("--out", type=Path, metavar="PICTURE", help="file for the sheet (default: pairs-<name>.png)")
+    show.add_argument("--out", type=local, metavar="PICTURE", help="file for the sheet (default: pairs-<name>.png)")
     show.set_defaults(run=lambda one: show_sheet(one.pairs, one.kind, one.count, one.out))
     card = actions.add_parser("card", help="Write a data card for the Hugging Face Hub, with a contact sheet")
     card.add_argument("pairs", help=WHAT)
-    card.add_argument("--out", type=Path, metavar="FILE", help="file for the card (default: card-<name>.md)")
+    card.add_argument("--out", type=local, metavar="FILE", help="file for the card (default: card-<name>.md)")
     card.set_defaults(run=lambda one: write_card(one.pairs, one.out))
     export = actions.add_parser("export", help="Export pairs with a data card to a format of other tools")
     export.add_argument("pairs", help=WHAT)
-    export.add_argument("out", type=Path, help="folder that does not exist yet")
+    export.add_argument("out", type=local, help="folder that does not exist yet")
     export.add_argument("--format", choices=FORMATS, required=True, help="format to write")
     export.set_defaults(run=lambda one: export_pairs(one.pairs, one.out, one.format))
     about = {action.dest: str(action.help) for action in actions._choices_actions}
@@ -76,7 +77,7 @@ def add(commands: Commands) -> None:
 
 def _add_build(command: argparse.ArgumentParser) -> None:
     command.add_argument("photographs", help="folder of photographs, or of folders of photographs; a path or a URL")
-    command.add_argument("out", type=Path, help="folder for the pairs; it must not exist, or be the same build")
+    command.add_argument("out", type=local, help="folder for the pairs; it must not exist, or be the same build")
     command.add_argument("--pairs", type=int, default=1000, metavar="N", help="number of pairs (default: 1000)")
     command.add_argument("--resolution", type=int, default=256, metavar="PIXELS", help="side of the pictures (default: 256)")
     command.add_argument("--seed", type=int, default=0, metavar="SEED", help="seed of everything that is drawn (default: 0)")
@@ -90,9 +91,18 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=build)
 
 
+def local(text: str) -> Path:
+    """Read the path of a file or a folder to write. Raises an error of argparse for a URL."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text}: is a URL; write to this machine, and copy the result to the store")
+    try:
+        return place_of(text)
+    except RuntimeError as error:  # ~name of an unknown user
+        raise argparse.ArgumentTypeError(f"{text}: no such user's folder") from error
+
+
 def build(arguments: argparse.Namespace) -> None:
     """Run `changepair pairs build`."""
-    from changepair.tasks.common.places import place_of
     from changepair.tasks.pairs import build as work
     from changepair.tasks.synthesis.settings import SynthesisSettings
 
@@ -114,7 +124,7 @@ def build(arguments: argparse.Namespace) -> None:
     def report(done: int, total: int) -> None:
         console.print(f"shard {done} of {total}")
 
-    out = place_of(arguments.out)
+    out: Path = arguments.out
     built = work.build(place_of(arguments.photographs), out, settings, licence=arguments.licence, workers=workers, report=report)
     rejected = f"; {built.rejected} files rejected, see {out / work.REJECTED_NAME}" if built.rejected else ""
     if built.already:
@@ -146,7 +156,6 @@ def located(what: str) -> tuple[PairsFolder, Provenance]:
 
     Raises BadInput if there are no such pairs, or if a pipeline and a folder have this name.
     """
-    from changepair.tasks.common.places import is_url, place_of
     from changepair.tasks.pairs.card import provenance_of
     from changepair.tasks.pairs.reading import PairsFolder
     from changepair.tasks.synthesis.shards import INDEX_NAME
@@ -275,11 +284,10 @@ def write_card(what: str, out: Path | None) -> None:
 
 def export_pairs(what: str, out: Path, format_: str) -> None:
     """Export pairs to a format of other tools."""
-    from changepair.tasks.common.places import place_of
     from changepair.tasks.pairs.export import export
 
     pairs, provenance = located(what)
-    written = export(pairs, provenance, place_of(out), format_)
+    written = export(pairs, provenance, out, format_)
     counts = ", ".join(f"{count} in {split}" for split, count in written.counts.items())
     _say(f"{out}: {sum(written.counts.values())} pairs as {format_}: {counts}")
 

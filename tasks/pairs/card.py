@@ -83,6 +83,8 @@ def write_card(
     `front` adds keys to the front matter. `files` are hashes of files by name; None hashes the index and the shards. An earlier card is
     replaced. Raises BadInput if `out` is another file.
     """
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder; name a file")
     if out.is_file() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
         raise BadInput(f"{out}: exists and is not a card of this command; name another file with --out")
     sheet = out.with_name(f"{out.stem}{SHEET_ENDING}")

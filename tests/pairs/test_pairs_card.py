@@ -87,6 +87,8 @@ def test_a_card_replaces_only_a_card(small_pairs: Path, tmp_path: Path) -> None:
     file.write_text("# Mine\n")
     with pytest.raises(BadInput, match="exists and is not a card of this command"):
         write_card(pairs, provenance_of(small_pairs), file)
+    with pytest.raises(BadInput, match="is a folder; name a file"):
+        write_card(pairs, provenance_of(small_pairs), tmp_path)
     assert file.read_text() == "# Mine\n" and [path.name for path in tmp_path.iterdir()] == ["README.md"]
     file.unlink()
     for _time in range(2):
