@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from changepair.flows.running.places import CODE, EPISODES, PAIRS
 from changepair.flows.settings.reader import parse
 from changepair.flows.stage import settings_file
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_url, place_of
 
 if TYPE_CHECKING:
     from changepair.tasks.pairs.card import Provenance
@@ -48,22 +50,22 @@ def add(commands: Commands) -> None:
     stats.add_argument("pairs", help=WHAT)
     stats.add_argument("--sample", type=int, default=1000, metavar="N", help="masks to measure positions and contrast on (default: 1000)")
     stats.add_argument("--scored", type=int, default=100, metavar="N", help="masks to measure difficulty on; 0 for none (default: 100)")
-    stats.add_argument("--json", type=Path, metavar="FILE", help="file for all measurements, with their definitions")
-    stats.add_argument("--csv", type=Path, metavar="FILE", help="file for the table")
+    stats.add_argument("--json", type=local, metavar="FILE", help="file for all measurements, with their definitions")
+    stats.add_argument("--csv", type=local, metavar="FILE", help="file for the table")
     stats.set_defaults(run=lambda one: show_stats(one.pairs, one.sample, one.scored, one.json, one.csv))
     show = actions.add_parser("show", help="Draw a contact sheet of pairs by kind")
     show.add_argument("pairs", help=WHAT)
     show.add_argument("--kind", action="append", default=[], metavar="KIND", help="kind to draw; repeatable (default: every kind)")
     show.add_argument("--count", type=int, default=3, metavar="N", help="pairs of each kind (default: 3)")
-    show.add_argument("--out", type=Path, metavar="PICTURE", help="file for the sheet (default: pairs-<name>.png)")
+    show.add_argument("--out", type=local, metavar="PICTURE", help="file for the sheet (default: pairs-<name>.png)")
     show.set_defaults(run=lambda one: show_sheet(one.pairs, one.kind, one.count, one.out))
     card = actions.add_parser("card", help="Write a data card for the Hugging Face Hub, with a contact sheet")
     card.add_argument("pairs", help=WHAT)
-    card.add_argument("--out", type=Path, metavar="FILE", help="file for the card (default: card-<name>.md)")
+    card.add_argument("--out", type=local, metavar="FILE", help="file for the card (default: card-<name>.md)")
     card.set_defaults(run=lambda one: write_card(one.pairs, one.out))
     export = actions.add_parser("export", help="Export pairs with a data card to a format of other tools")
     export.add_argument("pairs", help=WHAT)
-    export.add_argument("out", type=Path, help="folder that does not exist yet")
+    export.add_argument("out", type=local, help="folder that does not exist yet")
     export.add_argument("--format", choices=FORMATS, required=True, help="format to write")
     export.set_defaults(run=lambda one: export_pairs(one.pairs, one.out, one.format))
     about = {action.dest: str(action.help) for action in actions._choices_actions}
@@ -75,7 +77,7 @@ def add(commands: Commands) -> None:
 
 def _add_build(command: argparse.ArgumentParser) -> None:
     command.add_argument("photographs", help="folder of photographs, or of folders of photographs; a path or a URL")
-    command.add_argument("out", type=Path, help="folder for the pairs; it must not exist, or be the same build")
+    command.add_argument("out", type=local, help="folder for the pairs; it must not exist, or be the same build")
     command.add_argument("--pairs", type=int, default=1000, metavar="N", help="number of pairs (default: 1000)")
     command.add_argument("--resolution", type=int, default=256, metavar="PIXELS", help="side of the pictures (default: 256)")
     command.add_argument("--seed", type=int, default=0, metavar="SEED", help="seed of everything that is drawn (default: 0)")
@@ -89,9 +91,18 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=build)
 
 
+def local(text: str) -> Path:
+    """Read the path of a file or a folder to write. Raises an error of argparse for a URL."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text}: is a URL; write to this machine, and copy the result to the store")
+    try:
+        return place_of(text)
+    except RuntimeError as error:  # ~name of an unknown user
+        raise argparse.ArgumentTypeError(f"{text}: no such user's folder") from error
+
+
 def build(arguments: argparse.Namespace) -> None:
     """Run `changepair pairs build`."""
-    from changepair.tasks.common.places import place_of
     from changepair.tasks.pairs import build as work
     from changepair.tasks.synthesis.settings import SynthesisSettings
 
@@ -113,7 +124,7 @@ def build(arguments: argparse.Namespace) -> None:
     def report(done: int, total: int) -> None:
         console.print(f"shard {done} of {total}")
 
-    out = place_of(arguments.out)
+    out: Path = arguments.out
     built = work.build(place_of(arguments.photographs), out, settings, licence=arguments.licence, workers=workers, report=report)
     rejected = f"; {built.rejected} files rejected, see {out / work.REJECTED_NAME}" if built.rejected else ""
     if built.already:
@@ -145,7 +156,6 @@ def located(what: str) -> tuple[PairsFolder, Provenance]:
 
     Raises BadInput if there are no such pairs, or if a pipeline and a folder have this name.
     """
-    from changepair.tasks.common.places import is_url, place_of
     from changepair.tasks.pairs.card import provenance_of
     from changepair.tasks.pairs.reading import PairsFolder
     from changepair.tasks.synthesis.shards import INDEX_NAME
@@ -214,11 +224,11 @@ def show_stats(what: str, sample: int, scored: int, json_file: Path | None, csv_
 
 def printed(title: str, measured: Sequence[Measured]) -> Table:
     """Return the table for the terminal, with medians. It fits into 80 characters."""
-    table = Table(
-        title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="area, contrast and residuals: medians", caption_justify="left"
-    )
+    caption = f"area, contrast and residuals: medians; residuals of {measured[-1].scored} pairs"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    methods = Counter(one.kind for one in measured)
     table.add_column("kind, method", overflow="fold")
-    for name in ("pairs", "masked", "area", "contrast", "scored", "inside", "outside", "seen"):
+    for name in ("pairs", "masked", "area", "contrast", "inside", "outside", "seen"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in measured:
         middle = [None if values is None else values[len(values) // 2] for values in (one.changed_area, one.contrast)]
@@ -226,8 +236,8 @@ def printed(title: str, measured: Sequence[Measured]) -> Table:
         area, contrast, inside, outside, seen = (
             "" if value is None else format(value, form) for value, form in zip(numbers, (".1%", ".1f", ".3f", ".3f", ".0%"), strict=True)
         )
-        name = f"{one.kind}, {one.method}" if one.kind != one.method else one.kind
-        table.add_row(name, str(one.pairs), str(one.masked), area, contrast, str(one.scored), inside, outside, seen)
+        name = f"{one.kind}, {one.method}" if methods[one.kind] > 1 else one.kind
+        table.add_row(name, str(one.pairs), str(one.masked), area, contrast, inside, outside, seen)
     return table
 
 
@@ -274,11 +284,10 @@ def write_card(what: str, out: Path | None) -> None:
 
 def export_pairs(what: str, out: Path, format_: str) -> None:
     """Export pairs to a format of other tools."""
-    from changepair.tasks.common.places import place_of
     from changepair.tasks.pairs.export import export
 
     pairs, provenance = located(what)
-    written = export(pairs, provenance, place_of(out), format_)
+    written = export(pairs, provenance, out, format_)
     counts = ", ".join(f"{count} in {split}" for split, count in written.counts.items())
     _say(f"{out}: {sum(written.counts.values())} pairs as {format_}: {counts}")
 

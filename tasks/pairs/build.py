@@ -36,6 +36,7 @@ from changepair.tasks.synthesis.settings import SynthesisSettings
 
 BUILD_NAME, PHOTOGRAPHS_NAME, REJECTED_NAME = "build.json", "photographs.parquet", "rejected.csv"
 DATASET = "photographs"
+UNSTATED = "not stated"  # licence of photographs without a stated one
 SYNTHESIS = "changepair.tasks.synthesis.synthesize"
 UNPAINTED: Mapping[str, float] = {"pasted": 1.0, "regenerated": 0.0}
 """Settings with which objects are pasted, so that no kind needs an inpainting model."""
@@ -62,8 +63,8 @@ def build(
 ) -> Built:
     """Make pairs from the photographs in a folder, or in its folders, into the new folder `out`.
 
-    The bytes do not depend on `workers`, the number of processes. `licence` is that of the photographs. `report` is called with the number
-    of complete shards and of all. If `out` holds the same build, nothing changes.
+    The bytes do not depend on `workers`, the number of processes. `licence` is that of the photographs; None records UNSTATED. `report` is
+    called with the number of complete shards and of all. If `out` holds the same build, nothing changes.
 
     Raises BadInput if `out` exists and is not this build, if a kind needs an inpainting model, or if there is no usable photograph.
     """
@@ -149,7 +150,7 @@ def _ingest(photographs: Path, work: Path, licence: str | None) -> int:
         link.unlink(missing_ok=True)
         link.symlink_to(folder, target_is_directory=True)
     places = IngestionFolders(work / "written", work / "manifests", work / "checkpoints")
-    ingested = ingest_folder(DATASET, folder, layout="photographs", licence=licence, places=places)
+    ingested = ingest_folder(DATASET, folder, layout="photographs", licence=licence or UNSTATED, places=places)
     rows = [
         replace(row, image=_relative(row.image, folder, work))
         for row in read_rows(work / "manifests" / f"{DATASET}.parquet", PictureRow, MADE_BY)
@@ -216,7 +217,6 @@ def _make(
         for done, future in enumerate(as_completed(futures), 1):
             future.result()
             report(done)
-            stopping.check("build of pairs")
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(active_children()) - others:

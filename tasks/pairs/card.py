@@ -14,12 +14,13 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.rows import read_rows
 from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
-from changepair.tasks.pairs.build import PHOTOGRAPHS_NAME, hashes, read_build
+from changepair.tasks.pairs.build import PHOTOGRAPHS_NAME, UNSTATED, hashes, read_build
 from changepair.tasks.pairs.reading import SAME, SPLITS, PairsFolder, split_of
 from changepair.tasks.pairs.sheet import draw_sheet
 
 MARK = "<!-- written by changepair pairs card -->"
 UNRECORDED = "not recorded"
+OWN = "your own"  # licence in manifests of folders without a stated one
 SHEET_ENDING = "-pairs.png"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 LICENCES = {  # names in manifests, in lower case, and the Hub's identifiers (huggingface.co/docs/hub/repositories-licenses)
@@ -82,6 +83,8 @@ def write_card(
     `front` adds keys to the front matter. `files` are hashes of files by name; None hashes the index and the shards. An earlier card is
     replaced. Raises BadInput if `out` is another file.
     """
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder; name a file")
     if out.is_file() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
         raise BadInput(f"{out}: exists and is not a card of this command; name another file with --out")
     sheet = out.with_name(f"{out.stem}{SHEET_ENDING}")
@@ -111,8 +114,9 @@ def card(pairs: PairsFolder, provenance: Provenance, sheet: str, files: Mapping[
 
 def _front(pairs: PairsFolder, provenance: Provenance, front: Mapping[str, Any]) -> str:
     """Return the front matter. A JSON value is valid YAML, so no text needs other quotes."""
-    licences = sorted({source.licence for source in provenance.sources or ()})
-    known = LICENCES.get(licences[0].lower()) if len(licences) == 1 else None
+    stated = {source.licence for source in provenance.sources or ()}
+    licences = stated - {UNSTATED, OWN}
+    known = LICENCES.get(next(iter(licences)).lower()) if licences and len(stated) == 1 else None
     named: dict[str, Any] = {"license": known} if known else {"license": "other", "license_name": "see-card"} if licences else {}
     size = next((name for most, name in SIZES if len(pairs.rows) < most), "10M<n<100M")
     entries: dict[str, Any] = {

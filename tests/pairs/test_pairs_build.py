@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
 from conftest import ROOT, run
 from finished import SETTINGS, build_small, files_of, photographs_in
 from PIL import Image
@@ -19,6 +21,7 @@ from changepair.tasks.common.files import sha256
 from changepair.tasks.common.rows import read_rows
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.pairs.build import BUILD_NAME, PHOTOGRAPHS_NAME, build
+from changepair.tasks.pairs.reading import PairsFolder
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import read_index
 
@@ -54,6 +57,20 @@ def test_a_killed_build_resumes_with_the_same_bytes(small_pairs: Path, tmp_path:
     result = run(ROOT, sys.executable, *command)
     assert result.returncode == 0 and "shards of an interrupted build" in result.stdout, result.stdout + result.stderr
     assert files_of(out) == files_of(small_pairs)
+
+
+def test_photographs_of_16_bits_and_in_folders_are_read(tmp_path: Path) -> None:
+    for name in ("brick", "gravel"):
+        photo = getattr(skimage.data, name)()[:200, :200].astype(np.uint16) * 200
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.fromarray(photo).save(tmp_path / "pictures" / name / "0.png")
+    built = build_small(tmp_path / "pictures", tmp_path / "pairs", pairs=4, kinds={"none": 1.0})
+    assert (built.pairs, built.photographs, built.rejected) == (4, 2, 0)
+    rows = read_index(tmp_path / "pairs")
+    assert all("/brick/" in row.source or "/gravel/" in row.source for row in rows)
+    assert not any(row.source.startswith("/") or ".." in row.source for row in rows)
+    query = next(PairsFolder(tmp_path / "pairs").read()).arrays[0]
+    assert query.std() > 10  # neither black nor clipped
 
 
 def test_an_existing_folder_is_kept(small_pairs: Path, tmp_path: Path) -> None:
@@ -104,7 +121,7 @@ def test_a_broken_file_is_rejected_and_listed(small_pairs: Path, tmp_path: Path)
         (["--kinds", "none"], "--kinds none: write a kind and its share, such as local-region=0.6"),
         (["--kinds", "none=nan"], "--kinds none=nan: write a kind and its share"),
         (["--kinds", "none=0.5", "none=0.5"], "--kinds none=0.5: the kind is given twice"),
-        (["--kinds", "local-regoin=1"], "did you mean 'local-region'?"),
+        (["--kinds", "local-regoin=1"], "not 'local-regoin'"),
         (["--kinds", "none=0.5"], "shares that sum to 1, not 0.5"),
         (["--resolution", "8"], "pairs build: resolution: "),
         (["--workers", "0"], "--workers 0: must be at least 1"),

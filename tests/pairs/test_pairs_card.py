@@ -19,7 +19,7 @@ from changepair.tasks.common.files import sha256
 from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.common.sheets import ABOVE, BESIDE, GAP, TILE
 from changepair.tasks.pairs.build import BUILD_NAME, PHOTOGRAPHS_NAME
-from changepair.tasks.pairs.card import UNRECORDED, provenance_of, write_card
+from changepair.tasks.pairs.card import UNRECORDED, Provenance, Source, provenance_of, write_card
 from changepair.tasks.pairs.reading import PairsFolder
 from changepair.tasks.pairs.sheet import draw_sheet
 from changepair.tasks.synthesis.synthesize import OVERVIEW_NAME
@@ -62,11 +62,33 @@ def test_a_card_invents_nothing_about_a_bare_folder(small_pairs: Path, tmp_path:
     assert "CC0" not in text and text.count(UNRECORDED) == 4 and "```json" not in text
 
 
+@pytest.mark.parametrize(
+    ("licences", "front"),
+    [
+        (["CC BY 4.0"], {"license": "cc-by-4.0"}),
+        (["CC BY 4.0", "MIT"], {"license": "other", "license_name": "see-card"}),
+        (["house rules"], {"license": "other", "license_name": "see-card"}),
+        (["CC BY 4.0", "not stated"], {"license": "other", "license_name": "see-card"}),
+        (["not stated"], {}),
+        (["your own"], {}),
+    ],
+)
+def test_the_licence_is_claimed_only_where_all_sources_have_it(
+    licences: list[str], front: dict[str, str], small_pairs: Path, tmp_path: Path
+) -> None:
+    sources = [Source(f"photographs-{number}", licence, 3) for number, licence in enumerate(licences)]
+    write_card(PairsFolder(small_pairs), Provenance(sources, None, None, None), tmp_path / "card.md")
+    written = DatasetCard.load(tmp_path / "card.md").data.to_dict()
+    assert {key: value for key, value in written.items() if key.startswith("license")} == front
+
+
 def test_a_card_replaces_only_a_card(small_pairs: Path, tmp_path: Path) -> None:
     pairs, file = PairsFolder(small_pairs), tmp_path / "README.md"
     file.write_text("# Mine\n")
     with pytest.raises(BadInput, match="exists and is not a card of this command"):
         write_card(pairs, provenance_of(small_pairs), file)
+    with pytest.raises(BadInput, match="is a folder; name a file"):
+        write_card(pairs, provenance_of(small_pairs), tmp_path)
     assert file.read_text() == "# Mine\n" and [path.name for path in tmp_path.iterdir()] == ["README.md"]
     file.unlink()
     for _time in range(2):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from changepair import ChangePairs
+from changepair.flows.cli import main
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture
@@ -216,6 +218,18 @@ def test_datasets_decodes_the_pictures(small_pairs: Path, stored: dict[str, Arra
     for part in loaded.values():
         for row in part:
             assert same({name: np.array(row[name]) for name in stored[row["key"]]}, stored[row["key"]])
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/pairs", "~nobody-of-that-name/pairs"])
+def test_an_export_is_never_written_to_another_place_than_named(
+    out: str, small_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["changepair", "pairs", "export", str(small_pairs), out, "--format", "coco"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and out in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
