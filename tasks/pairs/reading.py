@@ -90,12 +90,6 @@ def split_of(row: PairRow) -> str:
     return VALIDATION if row.held_out else TRAIN
 
 
-def is_same(row: PairRow) -> bool:
-    """Return whether nothing has changed between prompt and query. An index without the column `changed` is judged by kind and area."""
-    changed: bool | None = getattr(row, "changed", None)
-    return row.kind in SAME and row.changed_area == 0 if changed is None else not changed
-
-
 def spread(rows: list[PairRow], count: int) -> list[PairRow]:
     """Select at most `count` rows, evenly spread over the list and in its order."""
     count = min(count, len(rows))

@@ -34,7 +34,7 @@ from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.synthesize import make_shard, start
 
 OTHER_SETS = {
-    "OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,FP16,FMA3,AVX",
+    "OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX",
     "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
     "OPENBLAS_CORETYPE": "Prescott",
     "OMP_NUM_THREADS": "2",

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from changepair.tasks.pairs.export import Written
-from changepair.tasks.pairs.reading import PairsFolder, is_same, split_of
+from changepair.tasks.pairs.reading import PairsFolder, split_of
 
 GOOD = "good"
 
@@ -23,7 +23,7 @@ def write(pairs: PairsFolder, out: Path) -> Written:
     counts: Counter[str] = Counter()
     for pair in pairs.read():
         row, split = pair.row, split_of(pair.row)
-        category, kind = out / f"pairs-{split}", GOOD if is_same(pair.row) else pair.row.kind
+        category, kind = out / f"pairs-{split}", pair.row.kind if pair.row.changed else GOOD
         files = {category / "train" / GOOD / f"{row.key}.png": pair.prompt, category / "test" / kind / f"{row.key}.png": pair.query}
         if row.changed_area > 0:
             files[category / "ground_truth" / kind / f"{row.key}_mask.png"] = pair.mask
