@@ -92,13 +92,19 @@ def _add_build(command: argparse.ArgumentParser) -> None:
 
 
 def local(text: str) -> Path:
-    """Read the path of a file or a folder to write. Raises an error of argparse for a URL."""
+    """Read the path of a file or a folder to write. Raises an error of argparse for a URL, and for a device, which would be replaced."""
     if is_url(text):
         raise argparse.ArgumentTypeError(f"{text}: is a URL; write to this machine, and copy the result to the store")
     try:
-        return place_of(text)
+        place = place_of(text)
+        special = place.exists() and not place.is_file() and not place.is_dir()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]}: is no path of this machine ({error})") from error
     except RuntimeError as error:  # ~name of an unknown user
         raise argparse.ArgumentTypeError(f"{text}: no such user's folder") from error
+    if special:
+        raise argparse.ArgumentTypeError(f"{text}: is a device, not a file or folder; name another path")
+    return place
 
 
 def build(arguments: argparse.Namespace) -> None:

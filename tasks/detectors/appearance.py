@@ -34,6 +34,8 @@ CHROMINANCE = (
     *(99,) * 32,
 )
 """Quantisation of JPEG's colour at quality 50 (ITU-T T.81, annex K.2)."""
+LEVEL_TIE = 1 / 200
+"""Added before a level is rounded. Reduced levels are multiples of 1/100, so a rounding error of another runtime must not decide."""
 TIE = 1 / 512
 """Added before a coefficient is rounded. Coefficients of grey pictures often lie between two steps; the last bit must not decide."""
 TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -105,7 +107,7 @@ def compressed(pictures: Tensor) -> Tensor:
     height, width = pictures.shape[-2:]
     unit = 2 * BLOCK
     padded = F.pad(pictures, (0, -width % unit, 0, -height % unit), mode="replicate")
-    planes = torch.einsum("dc,bchw->bdhw", torch.tensor(TO_YCC).to(pictures), (255.0 * padded).round())
+    planes = torch.einsum("dc,bchw->bdhw", torch.tensor(TO_YCC).to(pictures), (255.0 * padded + (0.5 + LEVEL_TIE)).floor())
     light = _quantised(planes[:, :1] - 128.0, LUMINANCE) + 128.0
     colour = F.interpolate(_quantised(F.avg_pool2d(planes[:, 1:], 2), CHROMINANCE), scale_factor=2.0, mode="nearest")
     rgb = torch.einsum("dc,bchw->bdhw", torch.tensor(FROM_YCC).to(pictures), torch.cat([light, colour], dim=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -16,6 +17,7 @@ from skimage.morphology import dilation, disk
 
 from changepair import Predictor
 from changepair.flows.cli import main
+from changepair.flows.cli.pairs import local
 from changepair.tasks.pairs.reading import PairsFolder
 from changepair.tasks.pairs.stats import CELLS, QUANTILES, Seen, look_at, measure, ring_around
 
@@ -116,3 +118,10 @@ def test_the_command_prints_a_table_and_writes_the_same_numbers(
             assert f"{one['changed_area'][2]:.4f}" == line["area_50"] and f"{one['changed_area'][2]:.1%}" in told
             assert f"{one['contrast'][2]:.1f}" == line["contrast_50"] and line["contrast_50"] in told
     assert set(content["definitions"]) == {"changed_area", "position", "coverage", "contrast", "difficulty"}
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "s3://bucket/file", "~nobody-of-that-name/x", "x" * 5000], ids=lambda place: place[:9])
+def test_a_place_that_is_no_file_is_refused(place: str) -> None:
+    """A file is replaced at the end, so that a device would be replaced, too."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        local(place)
