@@ -1,9 +1,9 @@
 """Fill holes with patches of the same picture. This needs no weights.
 
-A fill starts at a coarse level and alternates two steps: find the most similar patch outside of the hole for each patch that overlaps it,
-then let the patches vote on the pixels (Wexler et al., "Space-time completion of video", PAMI 2007). Small levels are searched completely,
-larger ones by PatchMatch (Barnes et al., SIGGRAPH 2009). After each vote, the colours are adapted to the rim of the hole (Perez et al.,
-"Poisson image editing", SIGGRAPH 2003).
+A fill starts at a coarse level and alternates two steps (Wexler et al., "Space-time completion of video", PAMI 2007). It finds the most
+similar patch outside of the hole for each patch that overlaps it. Then the patches vote on the pixels. Small levels are searched
+completely, larger ones by PatchMatch (Barnes et al., SIGGRAPH 2009). After each vote, the colours are adapted to the rim of the hole
+(Perez et al., "Poisson image editing", SIGGRAPH 2003).
 
 Every sum is one of integers that its type holds exactly, so all machines give the same bytes.
 """

@@ -3,7 +3,7 @@
 The build works in a hidden folder next to its result, and moves the result into place at the end. A killed build keeps its complete shards.
 The result has the files of the stage `synthesize` and four more:
 
-    build.json            settings, licence, version of the code, and a fingerprint of the build
+    build.json            settings, photographs, and the versions of code and packages
     photographs.parquet   one row for each photograph, as in a manifest
     rejected.csv          files that are no usable photographs, with the reason
 
@@ -27,7 +27,7 @@ from typing import Any
 
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.files import sha256, write_text
+from changepair.tasks.common.files import write_text
 from changepair.tasks.common.fingerprint import ROOT, code_of
 from changepair.tasks.common.places import is_remote
 from changepair.tasks.common.rows import read_rows, table_of, write_rows
@@ -136,7 +136,7 @@ def _refuse_other(out: Path, about: Mapping[str, Any]) -> None:
     if old is None:
         raise BadInput(f"{out}: exists and is no build of pairs; name a folder that does not exist")
     if old != about:
-        changed = [key for key in about if old.get(key) != about[key] and key != "fingerprint"]
+        changed = [key for key in about if old.get(key) != about[key]]
         raise BadInput(f"{out}: exists and is another build, with other {', '.join(changed)}; name a folder that does not exist")
 
 
@@ -187,14 +187,13 @@ def _about(settings: SynthesisSettings, rows: list[PictureRow]) -> dict[str, Any
     code = code_of(SYNTHESIS, root=ROOT)
     modules = json.dumps([dict(code.modules), dict(code.files)], sort_keys=True)
     pictures = json.dumps([[row.image, row.sha256, row.licence] for row in rows])
-    about = {
+    return {
         "changepair": version("changepair"),
         "code": hashlib.sha256(modules.encode()).hexdigest()[:16],
         "packages": {name: _version(name) for name in code.packages},
         "settings": json.loads(json.dumps(asdict(settings))),
         "photographs": {"count": len(rows), "sha256": hashlib.sha256(pictures.encode()).hexdigest()},
     }
-    return {**about, "fingerprint": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}
 
 
 def _version(package: str) -> str | None:
@@ -249,10 +248,3 @@ def read_build(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise BadInput(f"{file}: is no JSON ({in_short(error)}); copy or make the pairs again") from error
     return about
-
-
-def hashes(folder: Path, shards: list[str]) -> dict[str, str]:
-    """Return the SHA-256 of the index and of each shard, by file name."""
-    from changepair.tasks.synthesis.shards import INDEX_NAME
-
-    return {name: sha256(folder / name) for name in (INDEX_NAME, *shards)}

@@ -14,9 +14,11 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.rows import read_rows
 from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
-from changepair.tasks.pairs.build import PHOTOGRAPHS_NAME, UNSTATED, hashes, read_build
+from changepair.tasks.pairs.build import PHOTOGRAPHS_NAME, UNSTATED, read_build
 from changepair.tasks.pairs.reading import SAME, SPLITS, PairsFolder, split_of
 from changepair.tasks.pairs.sheet import draw_sheet
+from changepair.tasks.synthesis.dataset import hashes
+from changepair.tasks.synthesis.shards import INDEX_NAME
 
 MARK = "<!-- written by changepair pairs card -->"
 UNRECORDED = "not recorded"
@@ -89,11 +91,16 @@ def write_card(
         raise BadInput(f"{out}: exists and is not a card of this command; name another file with --out")
     sheet = out.with_name(f"{out.stem}{SHEET_ENDING}")
     drawn = draw_sheet(pairs, count=2, abreast=1)
-    text = card(pairs, provenance, sheet.name, hashes(pairs.folder, pairs.shards) if files is None else files, front or {})
+    text = card(pairs, provenance, sheet.name, _hashes(pairs.folder) if files is None else files, front or {})
     with written_beside(sheet) as partial:
         drawn.save(partial, "PNG")
     write_text(out, text)
     return sheet
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    known = hashes(folder)
+    return {INDEX_NAME: known["pairs"], **known["shards"]}
 
 
 def card(pairs: PairsFolder, provenance: Provenance, sheet: str, files: Mapping[str, str], front: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, make_inputs
 from inpaintings import asked
+from instruction_sets import OLDEST
 from pydantic import TypeAdapter
 
 from changepair.flows.settings.pipelines import read_pipelines
@@ -35,14 +36,6 @@ from changepair.tasks.synthesis.synthesize import finish, make_shard, start
 
 PACKAGED = ROOT / "tasks" / "packaged"
 LARGEST = 20 * 10**6  # bytes, of a file
-OTHER_SETS = {
-    "ATEN_CPU_CAPABILITY": "default",
-    "ONEDNN_MAX_CPU_ISA": "SSE41",
-    "MKL_CBWR": "COMPATIBLE",
-    "OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
-}
-"""What keeps each library from the instructions that older machines lack."""
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +151,7 @@ def test_pairs_are_the_same_bytes_under_other_instruction_sets_and_numbers_of_th
     inpainter: Path, layout: Path, tmp_path: Path
 ) -> None:
     hashes = []
-    for name, environment in (("newest", {"OMP_NUM_THREADS": "2"}), ("oldest", {**OTHER_SETS, "OMP_NUM_THREADS": "1"})):
+    for name, environment in (("newest", {"OMP_NUM_THREADS": "2"}), ("oldest", {**OLDEST, "OMP_NUM_THREADS": "1"})):
         command = [
             sys.executable,
             "-c",

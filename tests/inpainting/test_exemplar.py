@@ -17,6 +17,7 @@ import skimage.data
 import torch
 from conftest import ROOT, make_inputs
 from inpaintings import asked
+from instruction_sets import OLDEST
 from scipy.spatial.distance import cdist
 
 from changepair.flows.inpainter import declare
@@ -33,14 +34,6 @@ from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSe
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.synthesize import make_shard, start
 
-OTHER_SETS = {
-    "OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
-    "OPENBLAS_CORETYPE": "Prescott",
-    "OMP_NUM_THREADS": "2",
-}
-"""What keeps each library from the instructions that older machines lack, and other threads."""
-
 
 def astronaut(size: int) -> tuple[Picture, Mask]:
     return np.ascontiguousarray(skimage.data.astronaut()[:size, 90 : 90 + size]), hole(size, generator(3, "hole"))
@@ -49,7 +42,7 @@ def astronaut(size: int) -> tuple[Picture, Mask]:
 def test_it_paints_behind_the_same_interface_and_needs_no_weights(tmp_path: Path) -> None:
     write_choice(tmp_path, InpainterSettings(model="exemplar"))
     assert [file.name for file in tmp_path.iterdir()] == ["inpainter.json"]
-    assert json.loads((tmp_path / "inpainter.json").read_text()) == {"model": "exemplar", "revision": None}
+    assert json.loads((tmp_path / "inpainter.json").read_text(encoding="utf-8")) == {"model": "exemplar", "revision": None}
     paint = load_inpainter(tmp_path, RepaintingSettings())
     images, masks, texts, seeds = asked()
     painted = paint(images, masks, texts, seeds)
@@ -157,7 +150,9 @@ def bytes_of() -> str:
 def test_the_same_bytes_under_other_instruction_sets_and_numbers_of_threads() -> None:
     places = ":".join(map(str, (ROOT / "tests", ROOT / "tests/support", Path(__file__).parent)))
     command = [sys.executable, "-c", BYTES, places]
-    answer = subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **OTHER_SETS}, capture_output=True, text=True)
+    answer = subprocess.run(
+        command, check=True, cwd=ROOT, env={**os.environ, **OLDEST, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True
+    )
     assert answer.stdout.split()[-1] == bytes_of()
     picture, mask = astronaut(160)
     assert (filled_hole(picture, mask, seed=5) != filled_hole(picture, mask, seed=6)).any()

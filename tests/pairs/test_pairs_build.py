@@ -36,7 +36,7 @@ def test_bytes_depend_neither_on_the_workers_nor_on_the_place(small_pairs: Path,
 def test_no_path_of_the_machine_is_in_a_build(small_pairs: Path) -> None:
     rows = read_index(small_pairs)
     assert all(row.source.startswith("photographs/") for row in rows)
-    assert str(small_pairs.parent) not in (small_pairs / BUILD_NAME).read_text()
+    assert str(small_pairs.parent) not in (small_pairs / BUILD_NAME).read_text(encoding="utf-8")
     table = {row.image: row.sha256 for row in read_rows(small_pairs / PHOTOGRAPHS_NAME, PictureRow, "")}
     assert {row.source for row in rows} <= set(table)
     pictures = {sha256(file) for file in photographs_in(small_pairs.parent / "compared").iterdir()}
@@ -111,7 +111,7 @@ def test_a_broken_file_is_rejected_and_listed(small_pairs: Path, tmp_path: Path)
     (photographs / "broken.png").write_bytes(b"no picture")
     built = build_small(photographs, small_pairs)
     assert built.already and built.rejected == 1
-    about = json.loads((small_pairs / BUILD_NAME).read_text())
+    about = json.loads((small_pairs / BUILD_NAME).read_text(encoding="utf-8"))
     assert about["photographs"]["count"] == built.photographs == 6
 
 

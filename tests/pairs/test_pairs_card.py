@@ -39,10 +39,10 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *w
 def test_a_card_of_a_build_states_its_records(small_pairs: Path, tmp_path: Path) -> None:
     pairs = PairsFolder(small_pairs)
     sheet = write_card(pairs, provenance_of(small_pairs), tmp_path / "card.md")
-    text = (tmp_path / "card.md").read_text()
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
     front = DatasetCard.load(tmp_path / "card.md").data.to_dict()
     assert (front["license"], front["size_categories"]) == ("cc0-1.0", ["n<1K"])
-    about = json.loads((small_pairs / BUILD_NAME).read_text())
+    about = json.loads((small_pairs / BUILD_NAME).read_text(encoding="utf-8"))
     assert json.loads(text.partition("```json\n")[2].partition("```")[0]) == about["settings"]
     assert f"hash of the code: {about['code']}" in text and "| photographs | CC0 1.0 | 6 |" in text
     for name in ("pairs.parquet", *pairs.shards):
@@ -57,7 +57,7 @@ def test_a_card_invents_nothing_about_a_bare_folder(small_pairs: Path, tmp_path:
     bare = tmp_path / "bare"
     shutil.copytree(small_pairs, bare, ignore=shutil.ignore_patterns(BUILD_NAME, PHOTOGRAPHS_NAME))
     write_card(PairsFolder(bare), provenance_of(bare), tmp_path / "card.md")
-    text = (tmp_path / "card.md").read_text()
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "license" not in DatasetCard.load(tmp_path / "card.md").data.to_dict()
     assert "CC0" not in text and text.count(UNRECORDED) == 4 and "```json" not in text
 
@@ -84,12 +84,12 @@ def test_the_licence_is_claimed_only_where_all_sources_have_it(
 
 def test_a_card_replaces_only_a_card(small_pairs: Path, tmp_path: Path) -> None:
     pairs, file = PairsFolder(small_pairs), tmp_path / "README.md"
-    file.write_text("# Mine\n")
+    file.write_text("# Mine\n", encoding="utf-8")
     with pytest.raises(BadInput, match="exists and is not a card of this command"):
         write_card(pairs, provenance_of(small_pairs), file)
     with pytest.raises(BadInput, match="is a folder; name a file"):
         write_card(pairs, provenance_of(small_pairs), tmp_path)
-    assert file.read_text() == "# Mine\n" and [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert file.read_text(encoding="utf-8") == "# Mine\n" and [path.name for path in tmp_path.iterdir()] == ["README.md"]
     file.unlink()
     for _time in range(2):
         write_card(pairs, provenance_of(small_pairs), file)
@@ -103,11 +103,11 @@ def test_pairs_are_found_by_the_name_of_their_pipeline(
     for folder in ("data/episodes", "data/code/settings"):
         Path(folder).mkdir(parents=True)
     shutil.copyfile(small_pairs / PHOTOGRAPHS_NAME, "data/episodes/mine.sources.parquet")
-    Path("data/code/settings/synthesize_mine.json").write_text('{"pipelines.mine.synthesis": {"seed": 3}}')
+    Path("data/code/settings/synthesize_mine.json").write_text('{"pipelines.mine.synthesis": {"seed": 3}}', encoding="utf-8")
     code_now = code_of("changepair.tasks.synthesis.perlin")
     Path("data/code/synthesize.json").write_text(json.dumps(asdict(code_now)))
     assert told(monkeypatch, capsys, "card", "mine") == (0, "card: card-mine.md; contact sheet: card-mine-pairs.png\n")
-    text = Path("card-mine.md").read_text()
+    text = Path("card-mine.md").read_text(encoding="utf-8")
     assert "| photographs | CC0 1.0 | 6 |" in text and code_now.digest in text and '"seed": 3' in text
     assert "changepair: not recorded; this card: " in text
     shutil.copytree(small_pairs, "mine")
@@ -145,7 +145,9 @@ def test_pairs_in_a_store_are_read_in_place(small_pairs: Path, tmp_path: Path, m
         assert far.name == "pairs" and [pair.query for pair in far.read()] == [pair.query for pair in PairsFolder(small_pairs).read()]
         write_card(far, provenance_of(far.folder), tmp_path / "far.md")
         write_card(PairsFolder(small_pairs), provenance_of(small_pairs), tmp_path / "near.md")
-        assert (tmp_path / "far.md").read_text().replace("far-", "near-") == (tmp_path / "near.md").read_text()
+        assert (tmp_path / "far.md").read_text(encoding="utf-8").replace("far-", "near-") == (tmp_path / "near.md").read_text(
+            encoding="utf-8"
+        )
     finally:
         store.rm("/bucket", recursive=True)
 

@@ -235,7 +235,7 @@ def test_an_export_is_never_written_to_another_place_than_named(
 @pytest.mark.parametrize("format_", FORMATS)
 def test_an_export_is_new_and_has_a_card(format_: str, small_pairs: Path, tmp_path: Path) -> None:
     out = exported(small_pairs, tmp_path / "out", format_)
-    text, found = (out / "README.md").read_text(), files_of(out)
+    text, found = (out / "README.md").read_text(encoding="utf-8"), files_of(out)
     listed = {name: digest for name, digest in found.items() if not name.endswith((".png", ".md"))}
     assert all(f"| `{name}` | `{digest}` |" in text for name, digest in listed.items())
     assert (out / "README-pairs.png").is_file()

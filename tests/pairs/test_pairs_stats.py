@@ -108,8 +108,8 @@ def test_the_command_prints_a_table_and_writes_the_same_numbers(
     monkeypatch.setattr(sys, "argv", ["changepair", "pairs", "stats", str(small_pairs), *words])
     main()
     told = capsys.readouterr().out
-    content = json.loads((tmp_path / "stats.json").read_text())
-    lines = [*csv.DictReader((tmp_path / "stats.csv").open())]
+    content = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))
+    lines = [*csv.DictReader((tmp_path / "stats.csv").open(encoding="utf-8"))]
     assert [one["kind"] for one in content["kinds"]] == [line["kind"] for line in lines]
     for one, line in zip(content["kinds"], lines, strict=True):
         assert str(one["pairs"]) == line["pairs"] and one["seen"] is None

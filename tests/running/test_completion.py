@@ -21,6 +21,6 @@ def test_a_script_completes_commands(
     script = capsys.readouterr().out
     assert "predict" in script and "pairs" in script
     if shell == "bash":
-        (tmp_path / "script").write_text(script)
+        (tmp_path / "script").write_text(script, encoding="utf-8")
         asked = f"source {tmp_path}/script; COMP_WORDS=(changepair pairs ex); COMP_CWORD=2; _shtab_changepair; echo ${{COMPREPLY[@]}}"
         assert subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout.split() == ["export"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import skimage.data
 from conftest import ROOT, make_inputs
+from instruction_sets import OLDEST
 
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
@@ -24,14 +25,6 @@ from changepair.tasks.synthesis.changes import Materials, pasted
 from changepair.tasks.synthesis.objects import ObjectCutout, Objects
 from changepair.tasks.synthesis.pair import Maker
 from changepair.tasks.synthesis.settings import AugmentationSettings, Blend, ObjectSettings, SynthesisSettings
-
-OTHER_SETS = {
-    "OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
-    "OPENBLAS_CORETYPE": "Prescott",
-    "OMP_NUM_THREADS": "2",
-}
-"""What keeps each library from the instructions that older machines lack, and other threads."""
 
 
 def two(size: int) -> tuple[Picture, Picture]:
@@ -163,5 +156,7 @@ def bytes_of() -> str:
 def test_the_same_bytes_under_other_instruction_sets_and_numbers_of_threads() -> None:
     places = ":".join(map(str, (ROOT / "tests", ROOT / "tests/support", Path(__file__).parent)))
     command = [sys.executable, "-c", BYTES, places]
-    answer = subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **OTHER_SETS}, capture_output=True, text=True)
+    answer = subprocess.run(
+        command, check=True, cwd=ROOT, env={**os.environ, **OLDEST, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True
+    )
     assert answer.stdout.split()[-1] == bytes_of()

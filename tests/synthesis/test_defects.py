@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import skimage.data
 from conftest import make_inpainter, make_inputs
+from instruction_sets import OLDEST
 from PIL import Image
 from scipy import ndimage
 
@@ -199,13 +200,25 @@ def digest() -> str:
     return found.hexdigest()
 
 
+SWITCHED = """
+import cv2, numpy, torch
+from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+print([name for name in __cpu_dispatch__ if __cpu_features__[name]], torch.backends.cpu.get_cpu_capability(), cv2.getCPUFeaturesLine())
+"""
+
+
+def test_the_variables_switch_off_the_instructions_of_each_library() -> None:
+    answer = subprocess.check_output([sys.executable, "-c", SWITCHED], env={**os.environ, **OLDEST}, text=True)
+    assert answer.startswith("[] DEFAULT ")
+    assert not {"AVX", "AVX2", "FMA3"} & {word.strip("*") for word in answer.split() if "?" not in word}
+
+
 def test_bytes_are_the_same_with_another_instruction_set() -> None:
-    others = {"OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"}
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), str(here.parent / "support"), os.environ.get("PYTHONPATH", "")])
     hashes = [
         subprocess.check_output([sys.executable, "-c", HASHES, str(here)], env={**os.environ, "PYTHONPATH": path, **changed}, text=True)
-        for changed in ({}, others)
+        for changed in ({}, OLDEST)
     ]
     assert hashes[0] == hashes[1]
 
