@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from conftest import make_places
 from PIL import Image
 from torch import Tensor
 
-from changepair.flows.settings.reader import parse
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.rows import write_rows
@@ -43,11 +41,7 @@ HELD_OUT = ("astronaut", "coffee", "china")
 PICTURES = 192
 SIZE = 128
 RADIUS = 3  # pixels, of Telea's method
-
-
-def quickstarts() -> InpainterSettings:
-    root = Path(__file__).parent.parent.parent
-    return parse(InpainterSettings, yaml.safe_load((root / "pipelines.yaml").read_text())["pipelines"]["quickstart"]["inpainter"])
+STEPS = 300  # of our own model's training
 
 
 def test_our_own_model_and_the_exemplar_fill_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
@@ -57,7 +51,7 @@ def test_our_own_model_and_the_exemplar_fill_beside_telea_and_a_mean_fill(tmp_pa
     unseen = [row.image for row in rows if Path(row.image).stem in HELD_OUT]
     assert len(unseen) == len(HELD_OUT)
     write_rows(tmp_path / "learnt.parquet", PictureRow, learnt)
-    settings = quickstarts()
+    settings = InpainterSettings(model="own", steps=STEPS)
     train_inpainter(settings, tmp_path / "learnt.parquet", places=TrainingFolders(tmp_path / "model", tmp_path / "checkpoints"))
     write_choice(tmp_path / "model", settings)
 
